@@ -1,0 +1,3 @@
+//! A fast LLM server in which the scheduler is yours to choose.
+
+fn main() {}

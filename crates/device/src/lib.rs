@@ -1,0 +1,1 @@
+//! CUDA contexts, streams, buffers, graphs and the run-time kernel compiler.

@@ -1,0 +1,1 @@
+//! Which KV block holds which tokens: pool, block tables, prefix index.

@@ -1,0 +1,1 @@
+//! Who runs next: the Scheduler trait, its policies, the registry.

@@ -1,0 +1,1 @@
+//! What tests share: a mock executor, a manual clock, trace builders.

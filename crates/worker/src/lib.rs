@@ -1,0 +1,1 @@
+//! One rank: batch in, forward pass, sampled tokens out.

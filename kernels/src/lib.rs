@@ -1,0 +1,1 @@
+//! The op vocabulary that models are written in, and its implementations.
