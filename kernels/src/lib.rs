@@ -1,1 +1,13 @@
 //! The op vocabulary that models are written in, and its implementations.
+//!
+//! A model is written once over [`Backend`]; the CPU implementation in [`cpu`] is also the reference that every GPU kernel is
+//! tested against, shape by shape.
+
+mod backend;
+pub mod cpu;
+mod error;
+mod weight;
+
+pub use backend::{AttentionSpec, Backend, KvSpec, QkNorm, RaggedSeq, StepInputs};
+pub use error::KernelError;
+pub use weight::{WeightTensor, WeightType};

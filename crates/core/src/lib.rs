@@ -1,1 +1,19 @@
 //! The vocabulary of stallfree: requests, batches, outputs, and the traits where the two towers meet.
+//!
+//! Above this crate stand two towers that never see each other. The planning tower (kvcache, scheduler, engine, server)
+//! knows requests and blocks, but no tensors; the device tower (kernels, models, worker) knows tensors, but no requests and
+//! no HTTP. They meet in [`Executor`] and in two values: a [`Batch`] goes down, a [`StepOutput`] comes up.
+
+mod batch;
+mod clock;
+mod executor;
+mod ids;
+mod request;
+mod sampling;
+
+pub use batch::{Batch, Chunk, History, PENDING_TOKEN, PromptLogprobs, SampleSpec};
+pub use clock::{Clock, Time, WallClock};
+pub use executor::{Executor, ExecutorError, KvGeometry, SampledToken, StepOutput, TokenLogprob};
+pub use ids::{BatchId, BlockId, SeqId, TokenId};
+pub use request::{FinishReason, Request, StopRules};
+pub use sampling::SamplingParams;

@@ -1,1 +1,10 @@
 //! The step loop, and the handle that others hold.
+
+mod handle;
+mod output;
+
+pub use handle::{
+    EngineHandle, EngineInfo, EngineStats, Finished, Health, OutputToken, SeqOutput, SeqTimes,
+    StepObserver, StepRecord, SubmitError,
+};
+pub use output::OutputStream;

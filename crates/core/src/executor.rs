@@ -1,0 +1,100 @@
+//! Where the two towers meet.
+
+use std::task::Waker;
+use std::time::Duration;
+
+use crate::{Batch, BatchId, SeqId, Time, TokenId};
+
+/// Computes batches: real (CPU, CUDA, several ranks), simulated, or a mock.
+///
+/// Batches complete in the order of submission. The engine polls: [`submit`](Self::submit) never blocks, and
+/// [`collect`](Self::collect) returns an output once there is one.
+pub trait Executor: Send {
+    /// Returns the shape of the KV cache that this executor has room for.
+    fn kv_geometry(&self) -> KvGeometry;
+
+    /// Returns how many batches may be in flight at once; at least 1.
+    ///
+    /// More than 1 lets the engine plan step k + 1 while step k runs; see [`PENDING_TOKEN`](crate::PENDING_TOKEN).
+    fn max_in_flight(&self) -> usize;
+
+    /// Starts a batch. The engine never has more than `max_in_flight` in flight.
+    fn submit(&mut self, batch: Batch, now: Time);
+
+    /// Returns the oldest batch's output if it is complete at `now`, else `None`.
+    ///
+    /// # Errors
+    /// A failed executor is lost with everything in flight; it is not retried.
+    fn collect(&mut self, now: Time) -> Result<Option<StepOutput>, ExecutorError>;
+
+    /// Returns when the oldest batch in flight completes, where that is known ahead: virtual time jumps there. Real executors
+    /// return `None` and wake the waker.
+    fn ready_at(&self) -> Option<Time>;
+
+    /// Sets who is woken when an output becomes ready.
+    fn set_waker(&mut self, waker: Waker);
+
+    /// Returns about how long `batch` takes; a step far over it counts as hung.
+    fn predict(&self, batch: &Batch) -> Duration;
+}
+
+/// The shape of a paged KV cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvGeometry {
+    /// How many blocks there are.
+    pub num_blocks: usize,
+    /// How many tokens a block holds.
+    pub block_size: usize,
+}
+
+impl KvGeometry {
+    /// Returns how many tokens the whole cache holds.
+    #[must_use]
+    pub const fn num_tokens(&self) -> usize {
+        self.num_blocks * self.block_size
+    }
+}
+
+/// What comes up from the device: one step's results.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StepOutput {
+    /// One for each chunk that asked for a sample, in the batch's order.
+    pub tokens: Vec<SampledToken>,
+    /// For each chunk that asked, in the batch's order: its prompt tokens' logprobs, one list a target token. The first entry of
+    /// a list is the target itself.
+    pub prompt_logprobs: Vec<(SeqId, Vec<Vec<TokenLogprob>>)>,
+    /// How long the device worked on the batch.
+    pub device_time: Duration,
+}
+
+/// A token drawn for a sequence.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SampledToken {
+    /// The sequence.
+    pub seq: SeqId,
+    /// The token.
+    pub token: TokenId,
+    /// Empty unless logprobs were asked for; else the drawn token first, then the most likely ones in order.
+    pub logprobs: Vec<TokenLogprob>,
+}
+
+/// How likely a token was.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TokenLogprob {
+    /// The token.
+    pub token: TokenId,
+    /// The natural logarithm of its probability.
+    pub logprob: f32,
+    /// How many tokens were at least as likely, itself included: 1 is the most likely.
+    pub rank: u32,
+}
+
+/// The executor is lost.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("executor failed at batch {batch}: {reason}")]
+pub struct ExecutorError {
+    /// The batch it failed at.
+    pub batch: BatchId,
+    /// What happened, and what to do if that is known.
+    pub reason: String,
+}

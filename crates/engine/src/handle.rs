@@ -1,0 +1,209 @@
+//! What the rest of the planning tower sees of an engine.
+
+use std::fmt::Debug;
+use std::time::Duration;
+
+use stallfree_core::{
+    BatchId, FinishReason, KvGeometry, Request, SeqId, Time, TokenId, TokenLogprob,
+};
+
+use crate::OutputStream;
+
+/// An engine, or many of them behind one front (a cluster is an `EngineHandle` too).
+pub trait EngineHandle: Debug + Send + Sync {
+    /// Queues a request and returns the stream of its output. Dropping the stream cancels the request at the next step.
+    ///
+    /// # Errors
+    /// The request can never run, the queue is full, or the engine takes no more.
+    fn submit(&self, request: Request) -> Result<OutputStream, SubmitError>;
+
+    /// Returns the counters and gauges as of the last step.
+    fn stats(&self) -> EngineStats;
+
+    /// Returns whether the engine is alive and stepping.
+    fn health(&self) -> Health;
+
+    /// Returns what does not change while the engine runs.
+    fn info(&self) -> &EngineInfo;
+
+    /// Returns the current moment on the engine's clock.
+    fn now(&self) -> Time;
+
+    /// Takes no new requests from now on; those it has run to their end.
+    fn drain(&self);
+}
+
+/// What does not change while an engine runs.
+#[derive(Clone, Debug)]
+pub struct EngineInfo {
+    /// The policy's name in the registry.
+    pub scheduler: String,
+    /// The most tokens a sequence may have, prompt and output together.
+    pub max_model_len: usize,
+    /// The shape of the KV cache.
+    pub kv: KvGeometry,
+    /// Whether finished sequences' blocks are kept for requests that start the same.
+    pub enable_prefix_caching: bool,
+}
+
+/// Why a request was not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SubmitError {
+    /// The queue is full.
+    #[error("{waiting} requests are waiting, which is the limit; retry in {} s", retry_after.as_secs())]
+    QueueFull {
+        /// How many wait.
+        waiting: usize,
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// The prompt leaves no room for a token.
+    #[error("the prompt has {prompt} tokens, but the most that prompt and output may have together is {limit}")]
+    TooLong {
+        /// The prompt's length.
+        prompt: usize,
+        /// The limit on prompt and output together.
+        limit: usize,
+    },
+    /// The prompt is empty.
+    #[error("the prompt has no tokens")]
+    Empty,
+    /// The engine is draining.
+    #[error("the engine is shutting down")]
+    Draining,
+    /// The engine is lost.
+    #[error("the engine is dead: {0}")]
+    Dead(String),
+}
+
+/// Whether an engine is alive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// It steps, or has nothing to do.
+    Healthy,
+    /// A step takes far longer than predicted.
+    Late {
+        /// How long since the step began.
+        since: Duration,
+    },
+    /// It failed; what happened.
+    Dead(String),
+}
+
+/// Counters and gauges as of an engine's last step.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct EngineStats {
+    /// Sequences running.
+    pub num_running: usize,
+    /// Sequences waiting, preempted ones included.
+    pub num_waiting: usize,
+    /// Blocks that running sequences hold; cached blocks that nobody uses don't count.
+    pub num_used_blocks: usize,
+    /// All blocks.
+    pub num_blocks: usize,
+    /// Prompt tokens computed or found in the prefix cache, ever.
+    pub prompt_tokens: u64,
+    /// Tokens produced, ever.
+    pub generation_tokens: u64,
+    /// Tokens looked up in the prefix cache, ever.
+    pub prefix_cache_queries: u64,
+    /// Of these, tokens found.
+    pub prefix_cache_hits: u64,
+    /// Preemptions, ever.
+    pub num_preemptions: u64,
+    /// Steps completed, ever.
+    pub num_steps: u64,
+}
+
+/// What a sequence has produced since its stream was last read.
+#[derive(Clone, Debug, Default)]
+pub struct SeqOutput {
+    /// New tokens, oldest first.
+    pub tokens: Vec<OutputToken>,
+    /// Logprobs of further prompt tokens, if asked for, from the prompt's second token on.
+    pub prompt_logprobs: Vec<Vec<TokenLogprob>>,
+    /// Set on the last output.
+    pub finished: Option<Finished>,
+    /// Set on the last output instead, if the engine was lost.
+    pub error: Option<String>,
+}
+
+/// A produced token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OutputToken {
+    /// The token.
+    pub token: TokenId,
+    /// Empty unless asked for; else the token itself first, then the most likely ones in order.
+    pub logprobs: Vec<TokenLogprob>,
+    /// When the engine had it.
+    pub at: Time,
+}
+
+/// How a sequence ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finished {
+    /// Why.
+    pub reason: FinishReason,
+    /// The stop token, where one ended it.
+    pub stop_token: Option<TokenId>,
+    /// Its life.
+    pub times: SeqTimes,
+    /// Prompt tokens found in the prefix cache when it was first admitted.
+    pub num_cached_tokens: usize,
+    /// How often it was preempted.
+    pub num_preemptions: usize,
+}
+
+/// The moments of a sequence's life.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SeqTimes {
+    /// It was submitted.
+    pub arrived: Time,
+    /// Its first chunk was scheduled.
+    pub scheduled: Option<Time>,
+    /// Its first token was there.
+    pub first_token: Option<Time>,
+    /// Its last token was there.
+    pub last_token: Option<Time>,
+    /// It ended.
+    pub finished: Time,
+}
+
+/// Sees every completed step; for metrics and benchmarks.
+pub trait StepObserver: Send {
+    /// Takes note of a completed step. Called in the step loop: must be quick.
+    fn on_step(&mut self, step: &StepRecord);
+}
+
+/// One completed step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepRecord {
+    /// The batch.
+    pub batch: BatchId,
+    /// When it was submitted.
+    pub started: Time,
+    /// When its output was there.
+    pub finished: Time,
+    /// How long planning it took.
+    pub schedule_time: Duration,
+    /// Each chunk's sequence, tokens, and whether these were prompt tokens.
+    pub chunks: Vec<StepChunk>,
+    /// Sequences preempted while it was planned.
+    pub preempted: Vec<SeqId>,
+    /// Sequences waiting when it was submitted.
+    pub num_waiting: usize,
+    /// Sequences running when it was submitted.
+    pub num_running: usize,
+}
+
+/// One chunk of a completed step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepChunk {
+    /// The sequence.
+    pub seq: SeqId,
+    /// Prompt tokens (recomputed ones included) among the chunk's.
+    pub num_prompt_tokens: usize,
+    /// Output tokens among the chunk's: 1 in a decode.
+    pub num_output_tokens: usize,
+}

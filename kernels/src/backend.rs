@@ -1,0 +1,181 @@
+//! The vocabulary of fused ops.
+
+use std::fmt::Debug;
+use std::ops::Range;
+
+use crate::{KernelError, WeightTensor};
+
+/// A device that models run on.
+///
+/// Activations are matrices `[rows, cols]`, one row a token of the step. Ops return handles into an arena that lives until the
+/// next [`begin_step`](Self::begin_step) and whose addresses depend only on the sequence of ops and the number of rows, so that
+/// a step can be captured as a graph. A row's result never depends on its batch mates or on how its prompt was cut into chunks.
+pub trait Backend: Send {
+    /// A loaded matrix `[out_features, in_features]`: a linear layer's weight or an embedding table.
+    type Matrix: Debug + Send + Sync;
+    /// A loaded vector: a norm's weight or a bias.
+    type Vector: Debug + Send + Sync;
+    /// Loaded rotary frequencies.
+    type Rope: Debug + Send + Sync;
+    /// A handle to an activation matrix of this step.
+    type Tensor: Copy + Debug;
+
+    /// Loads a matrix whose rows are those of `parts`, one after the other (fused QKV, fused gate and up). The parts may differ
+    /// in type; they agree in columns.
+    ///
+    /// # Errors
+    /// A part has the wrong number of bytes or columns, or memory is short.
+    fn load_matrix(&mut self, parts: &[WeightTensor<'_>]) -> Result<Self::Matrix, KernelError>;
+
+    /// Loads a vector whose elements are those of `parts`, one after the other.
+    ///
+    /// # Errors
+    /// A part has the wrong number of bytes, or memory is short.
+    fn load_vector(&mut self, parts: &[WeightTensor<'_>]) -> Result<Self::Vector, KernelError>;
+
+    /// Loads rotary frequencies: `inv_freq[i]` is the angle that the pair (i, i + head_dim / 2) turns by a position.
+    ///
+    /// # Errors
+    /// Memory is short.
+    fn load_rope(&mut self, inv_freq: &[f32]) -> Result<Self::Rope, KernelError>;
+
+    /// Takes the memory of the KV cache, once, before the first step.
+    ///
+    /// # Errors
+    /// Memory is short.
+    fn allocate_kv(&mut self, spec: &KvSpec) -> Result<(), KernelError>;
+
+    /// Starts a step: forgets all handles and brings the step's inputs to the device.
+    fn begin_step(&mut self, inputs: &StepInputs);
+
+    /// Looks up the step's tokens: `[num_tokens, hidden]`.
+    fn embed(&mut self, table: &Self::Matrix) -> Self::Tensor;
+
+    /// Returns `x / rms(x) * weight`, row by row.
+    fn rms_norm(&mut self, x: Self::Tensor, weight: &Self::Vector, eps: f32) -> Self::Tensor;
+
+    /// Adds `x` to `residual` in place and returns the sum's norm.
+    fn add_rms_norm(
+        &mut self,
+        x: Self::Tensor,
+        residual: Self::Tensor,
+        weight: &Self::Vector,
+        eps: f32,
+    ) -> Self::Tensor;
+
+    /// Returns `x · weightᵀ + bias`: `[rows, out_features]`.
+    fn linear(
+        &mut self,
+        x: Self::Tensor,
+        weight: &Self::Matrix,
+        bias: Option<&Self::Vector>,
+    ) -> Self::Tensor;
+
+    /// Normalises (if asked) and rotates the queries and keys of `qkv`, writes keys and values of layer `layer` into the step's
+    /// slots of the KV cache, and returns the queries.
+    ///
+    /// # Shapes
+    /// - `qkv`: `[num_tokens, (num_heads + 2 * num_kv_heads) * head_dim]`, queries, then keys, then values
+    /// - returns `[num_tokens, num_heads * head_dim]`
+    fn rope_kv_write(
+        &mut self,
+        layer: usize,
+        qkv: Self::Tensor,
+        spec: &AttentionSpec,
+        rope: &Self::Rope,
+        qk_norm: Option<&QkNorm<Self::Vector>>,
+    ) -> Self::Tensor;
+
+    /// Attends each query to its sequence's cached positions up to its own, within the sliding window if there is one.
+    ///
+    /// # Shapes
+    /// - `query`, result: `[num_tokens, num_heads * head_dim]`
+    ///
+    /// # Source
+    /// PagedAttention, Kwon et al. 2023, §4.1; online softmax, FlashAttention, Dao et al. 2022.
+    fn paged_attention(
+        &mut self,
+        layer: usize,
+        query: Self::Tensor,
+        spec: &AttentionSpec,
+    ) -> Self::Tensor;
+
+    /// Returns `silu(gate) * up` for `gate_up = [gate | up]`: `[rows, 2 * ffn]` to `[rows, ffn]`.
+    fn silu_mul(&mut self, gate_up: Self::Tensor) -> Self::Tensor;
+
+    /// Sums `x` over all ranks, in place; nothing in a world of one.
+    fn all_reduce(&mut self, x: Self::Tensor);
+
+    /// Returns some rows of `x`, in the order given.
+    fn gather_rows(&mut self, x: Self::Tensor, rows: &[u32]) -> Self::Tensor;
+
+    /// Returns `x`'s values, row-major, once they are computed.
+    fn read(&mut self, x: Self::Tensor) -> &[f32];
+}
+
+/// The shape of one layer's attention.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AttentionSpec {
+    /// Query heads.
+    pub num_heads: usize,
+    /// Key and value heads; divides `num_heads`.
+    pub num_kv_heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// What scores are multiplied by, usually `1 / sqrt(head_dim)`.
+    pub scale: f32,
+    /// How many positions back a query sees, itself included; `None` sees all.
+    pub sliding_window: Option<usize>,
+}
+
+/// Per-head norms of queries and keys (Qwen3), applied before the rotation.
+#[derive(Debug)]
+pub struct QkNorm<V> {
+    /// `[head_dim]`, for the queries.
+    pub query: V,
+    /// `[head_dim]`, for the keys.
+    pub key: V,
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
+/// What the KV cache has to hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KvSpec {
+    /// Layers.
+    pub num_layers: usize,
+    /// Blocks a layer.
+    pub num_blocks: usize,
+    /// Tokens a block.
+    pub block_size: usize,
+    /// Key and value heads.
+    pub num_kv_heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+}
+
+/// One step's inputs: a ragged batch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StepInputs {
+    /// One a row.
+    pub token_ids: Vec<u32>,
+    /// Each row's position in its sequence.
+    pub positions: Vec<u32>,
+    /// Where each row's key and value go: block × `block_size` + offset.
+    pub slot_mapping: Vec<u32>,
+    /// Which rows belong together.
+    pub seqs: Vec<RaggedSeq>,
+    /// The sequences' block tables, one after the other.
+    pub block_ids: Vec<u32>,
+}
+
+/// One sequence's share of a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RaggedSeq {
+    /// Its rows.
+    pub rows: Range<usize>,
+    /// How many of its tokens are in the cache once this step's are written; its last row's position is one less.
+    pub context_len: usize,
+    /// Its block table, as a range of [`StepInputs::block_ids`].
+    pub blocks: Range<usize>,
+}
