@@ -119,6 +119,8 @@ pub struct EngineStats {
 /// What a sequence has produced since its stream was last read.
 #[derive(Clone, Debug, Default)]
 pub struct SeqOutput {
+    /// Set on the first output: how the sequence was admitted.
+    pub admission: Option<Admission>,
     /// New tokens, oldest first.
     pub tokens: Vec<OutputToken>,
     /// Logprobs of further prompt tokens, if asked for, from the prompt's second token on.
@@ -127,6 +129,15 @@ pub struct SeqOutput {
     pub finished: Option<Finished>,
     /// Set on the last output instead, if the engine was lost.
     pub error: Option<String>,
+}
+
+/// How a sequence came from waiting to running, the first time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Admission {
+    /// When its first chunk was scheduled.
+    pub at: Time,
+    /// Prompt tokens found in the prefix cache.
+    pub num_cached_tokens: usize,
 }
 
 /// A produced token.
@@ -189,6 +200,8 @@ pub struct StepRecord {
     pub schedule_time: Duration,
     /// Each chunk's sequence, tokens, and whether these were prompt tokens.
     pub chunks: Vec<StepChunk>,
+    /// Tokens that it produced.
+    pub num_sampled: usize,
     /// Sequences preempted while it was planned.
     pub preempted: Vec<SeqId>,
     /// Sequences waiting when it was submitted.

@@ -4,7 +4,7 @@ mod handle;
 mod output;
 
 pub use handle::{
-    EngineHandle, EngineInfo, EngineStats, Finished, Health, OutputToken, SeqOutput, SeqTimes,
-    StepObserver, StepRecord, SubmitError,
+    Admission, EngineHandle, EngineInfo, EngineStats, Finished, Health, OutputToken, SeqOutput,
+    SeqTimes, StepChunk, StepObserver, StepRecord, SubmitError,
 };
 pub use output::OutputStream;
