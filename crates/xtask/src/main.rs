@@ -1,3 +1,40 @@
-//! The project's own checks: tidy, end-to-end tests, generated docs.
+//! The project's own checks, as `cargo xtask <command>`.
 
-fn main() {}
+mod e2e;
+mod linkage;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+const USAGE: &str = "usage: cargo xtask <command>
+  tidy     dependency levels, unsafe code, file sizes, TODOs (also a test)
+  linkage  the release binary needs nothing beyond the C library's family
+  e2e      official clients against the release binary with the default model";
+
+fn main() -> Result<()> {
+    match std::env::args().nth(1).as_deref() {
+        Some("tidy") => {
+            let found = xtask::tidy(&root()?)?;
+            if found.is_empty() { Ok(()) } else { bail!("{}", found.join("\n")) }
+        }
+        Some("linkage") => linkage::check(&release_binary()?),
+        Some("e2e") => e2e::run(&root()?, &release_binary()?),
+        _ => bail!(USAGE),
+    }
+}
+
+/// Returns the workspace's folder.
+fn root() -> Result<PathBuf> {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    Ok(here.ancestors().nth(2).context("xtask lies two levels below the root")?.to_owned())
+}
+
+/// Returns the path of the release binary, built by the caller.
+fn release_binary() -> Result<PathBuf> {
+    let path = xtask::metadata(&root()?)?.target_directory.join("release/stallfree");
+    if !path.is_file() {
+        bail!("{} is missing; run `cargo build --release` first", path.display());
+    }
+    Ok(path)
+}

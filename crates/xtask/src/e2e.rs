@@ -1,0 +1,33 @@
+//! End-to-end tests: official clients against the release binary with the default model.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+/// Installs the clients into a virtual environment of the target folder and runs the suite; anything missing fails.
+pub(crate) fn run(root: &Path, binary: &Path) -> Result<()> {
+    let target = xtask::metadata(root)?.target_directory;
+    let venv = target.join("e2e-venv");
+    let python = venv.join("bin/python");
+    let suite = root.join("crates/xtask/e2e");
+    if !python.is_file() {
+        status(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
+    }
+    status(
+        Command::new(&python)
+            .args(["-m", "pip", "install", "--quiet", "--requirement"])
+            .arg(suite.join("requirements.txt")),
+    )?;
+    status(
+        Command::new(&python)
+            .args(["-m", "pytest", "-q", "--strict-markers"])
+            .arg(&suite)
+            .env("STALLFREE_BINARY", binary),
+    )
+}
+
+fn status(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("{command:?} could not be run"))?;
+    if status.success() { Ok(()) } else { bail!("{command:?} failed: {status}") }
+}
