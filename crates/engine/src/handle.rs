@@ -59,7 +59,9 @@ pub enum SubmitError {
         retry_after: Duration,
     },
     /// The prompt leaves no room for a token.
-    #[error("the prompt has {prompt} tokens, but the most that prompt and output may have together is {limit}")]
+    #[error(
+        "the prompt has {prompt} tokens, but the most that prompt and output may have together is {limit}"
+    )]
     TooLong {
         /// The prompt's length.
         prompt: usize,

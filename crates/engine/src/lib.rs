@@ -7,4 +7,4 @@ pub use handle::{
     Admission, EngineHandle, EngineInfo, EngineStats, Finished, Health, OutputToken, SeqOutput,
     SeqTimes, StepChunk, StepObserver, StepRecord, SubmitError,
 };
-pub use output::OutputStream;
+pub use output::{OutputSender, OutputStream, output_stream};

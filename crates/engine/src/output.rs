@@ -1,5 +1,243 @@
 //! The stream of one sequence's output, from the engine's thread to whoever asked.
+//!
+//! A slot, not a channel: what the reader has not taken yet is merged into one [`SeqOutput`], so a slow reader costs no
+//! more memory than its sequence's `max_tokens` and never holds up the engine. It knows nothing of async runtimes: any
+//! waker will do, a parked thread's too.
 
-/// One sequence's output; dropping it cancels the sequence.
+use std::fmt;
+use std::future::poll_fn;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+
+use stallfree_core::SeqId;
+
+use crate::SeqOutput;
+
+/// One sequence's output; dropping it before the end cancels the sequence.
+pub struct OutputStream {
+    seq: SeqId,
+    slot: Arc<Slot>,
+    cancel: Option<Box<dyn FnOnce() + Send>>,
+}
+
+/// The writing end of an [`OutputStream`]; dropping it before the end tells the reader that the engine is lost.
 #[derive(Debug)]
-pub struct OutputStream {}
+pub struct OutputSender {
+    slot: Arc<Slot>,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    state: Mutex<SlotState>,
+}
+
+#[derive(Debug, Default)]
+struct SlotState {
+    /// What the reader has not taken yet.
+    pending: SeqOutput,
+    /// Whether `pending` has anything in it.
+    ready: bool,
+    /// Whether the last output has been written.
+    ended: bool,
+    reader: Option<Waker>,
+}
+
+impl Slot {
+    /// Every critical section is a few moves, so that a poisoned lock's state is still whole.
+    fn lock(&self) -> MutexGuard<'_, SlotState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Returns the two ends of a sequence's output. `cancel` runs if the stream is dropped before the end.
+pub fn output_stream(
+    seq: SeqId,
+    cancel: impl FnOnce() + Send + 'static,
+) -> (OutputSender, OutputStream) {
+    let slot = Arc::new(Slot::default());
+    let sender = OutputSender { slot: Arc::clone(&slot) };
+    (sender, OutputStream { seq, slot, cancel: Some(Box::new(cancel)) })
+}
+
+impl OutputSender {
+    /// Adds to what the reader gets next, and wakes it. Nothing is added after an output with `finished` or `error` set.
+    pub fn update(&self, add: impl FnOnce(&mut SeqOutput)) {
+        let mut state = self.slot.lock();
+        if state.ended {
+            return;
+        }
+        add(&mut state.pending);
+        state.ready = true;
+        state.ended = state.pending.finished.is_some() || state.pending.error.is_some();
+        let reader = state.reader.take();
+        drop(state);
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+    }
+
+    /// Ends the stream because the engine was lost.
+    pub fn fail(&self, reason: &str) {
+        self.update(|output| output.error = Some(reason.to_owned()));
+    }
+}
+
+impl Drop for OutputSender {
+    fn drop(&mut self) {
+        self.fail("the engine is gone");
+    }
+}
+
+impl OutputStream {
+    /// Returns the sequence's number.
+    #[must_use]
+    pub const fn seq(&self) -> SeqId {
+        self.seq
+    }
+
+    /// Waits for output and returns all that there is; `None` once the last has been returned. Safe to cancel.
+    pub async fn next(&mut self) -> Option<SeqOutput> {
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// As [`next`](Self::next), but blocks the calling thread.
+    pub fn blocking_next(&mut self) -> Option<SeqOutput> {
+        let waker = Waker::from(Arc::new(Unpark(thread::current())));
+        let mut cx = Context::from_waker(&waker);
+        loop {
+            match self.poll_next(&mut cx) {
+                Poll::Ready(output) => return output,
+                Poll::Pending => thread::park(),
+            }
+        }
+    }
+
+    /// Returns what there is, or registers to be woken.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<SeqOutput>> {
+        let mut state = self.slot.lock();
+        if state.ready {
+            state.ready = false;
+            return Poll::Ready(Some(std::mem::take(&mut state.pending)));
+        }
+        if state.ended {
+            return Poll::Ready(None);
+        }
+        match &mut state.reader {
+            Some(reader) => reader.clone_from(cx.waker()),
+            None => state.reader = Some(cx.waker().clone()),
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for OutputStream {
+    fn drop(&mut self) {
+        let ended = self.slot.lock().ended;
+        if let Some(cancel) = self.cancel.take().filter(|_| !ended) {
+            cancel();
+        }
+    }
+}
+
+impl fmt::Debug for OutputStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OutputStream").field("seq", &self.seq).finish_non_exhaustive()
+    }
+}
+
+/// Wakes by unparking a thread.
+#[derive(Debug)]
+pub(crate) struct Unpark(pub(crate) Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use stallfree_core::{FinishReason, Time};
+
+    use super::*;
+    use crate::{Finished, OutputToken, SeqTimes};
+
+    fn token(token: u32) -> OutputToken {
+        OutputToken { token, logprobs: Vec::new(), at: Time::ZERO }
+    }
+
+    fn finished() -> Finished {
+        Finished {
+            reason: FinishReason::Stop,
+            stop_token: None,
+            times: SeqTimes::default(),
+            num_cached_tokens: 0,
+            num_preemptions: 0,
+        }
+    }
+
+    fn counted() -> (Arc<AtomicUsize>, impl FnOnce() + Send) {
+        let count = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&count);
+        (count, move || {
+            counter.fetch_add(1, Ordering::Relaxed);
+        })
+    }
+
+    #[test]
+    fn what_was_not_read_is_merged_and_the_end_comes_once() {
+        let (cancels, cancel) = counted();
+        let (sender, mut stream) = output_stream(SeqId(7), cancel);
+        sender.update(|output| output.tokens.push(token(1)));
+        sender.update(|output| output.tokens.push(token(2)));
+        let first = stream.blocking_next().expect("two tokens");
+        assert_eq!(first.tokens, [token(1), token(2)]);
+        sender.update(|output| output.finished = Some(finished()));
+        sender.update(|output| output.tokens.push(token(3)));
+        let last = stream.blocking_next().expect("the end");
+        assert_eq!((last.tokens.len(), last.finished), (0, Some(finished())));
+        assert!(stream.blocking_next().is_none());
+        drop(stream);
+        assert_eq!(cancels.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn dropping_the_stream_cancels_and_dropping_the_sender_is_an_error() {
+        let (cancels, cancel) = counted();
+        let (sender, stream) = output_stream(SeqId(0), cancel);
+        drop(stream);
+        assert_eq!(cancels.load(Ordering::Relaxed), 1);
+        drop(sender);
+
+        let (sender, mut stream) = output_stream(SeqId(1), || ());
+        drop(sender);
+        assert!(stream.blocking_next().expect("an error").error.is_some());
+        assert!(stream.blocking_next().is_none());
+    }
+
+    #[test]
+    fn a_parked_reader_is_woken() {
+        let (sender, mut stream) = output_stream(SeqId(0), || ());
+        let reader = thread::Builder::new()
+            .spawn(move || {
+                let mut tokens = 0;
+                while let Some(output) = stream.blocking_next() {
+                    tokens += output.tokens.len();
+                }
+                tokens
+            })
+            .expect("a thread");
+        for i in 0..100 {
+            sender.update(|output| output.tokens.push(token(i)));
+        }
+        sender.update(|output| output.finished = Some(finished()));
+        assert_eq!(reader.join().expect("no panic"), 100);
+    }
+}
