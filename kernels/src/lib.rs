@@ -6,8 +6,10 @@
 mod backend;
 pub mod cpu;
 mod error;
+mod mapped_file;
 mod weight;
 
 pub use backend::{AttentionSpec, Backend, KvSpec, QkNorm, RaggedSeq, StepInputs};
 pub use error::KernelError;
+pub use mapped_file::MappedFile;
 pub use weight::{WeightTensor, WeightType};

@@ -1,0 +1,94 @@
+//! A weight on its way from a file to a backend.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use half::{bf16, f16};
+use stallfree_kernels::{WeightTensor, WeightType};
+
+/// A weight's bytes, borrowed from the file where they need no change.
+#[derive(Clone, Debug)]
+pub(crate) struct Weight<'a> {
+    /// Its name in the file.
+    pub(crate) name: String,
+    pub(crate) dtype: WeightType,
+    /// Rows first.
+    pub(crate) shape: Vec<usize>,
+    pub(crate) bytes: Cow<'a, [u8]>,
+}
+
+impl Weight<'_> {
+    pub(crate) fn as_tensor(&self) -> WeightTensor<'_> {
+        WeightTensor { name: &self.name, dtype: self.dtype, shape: &self.shape, bytes: &self.bytes }
+    }
+
+    fn row_bytes(&self) -> usize {
+        self.bytes.len() / self.shape.first().copied().unwrap_or(1).max(1)
+    }
+
+    /// Returns some rows, without copying what is borrowed.
+    pub(crate) fn rows(&self, rows: Range<usize>) -> Self {
+        let row_bytes = self.row_bytes();
+        let range = rows.start * row_bytes..rows.end * row_bytes;
+        let bytes = match &self.bytes {
+            Cow::Borrowed(bytes) => Cow::Borrowed(&bytes[range]),
+            Cow::Owned(bytes) => Cow::Owned(bytes[range].to_vec()),
+        };
+        let mut shape = self.shape.clone();
+        shape[0] = rows.len();
+        Self { name: self.name.clone(), dtype: self.dtype, shape, bytes }
+    }
+
+    /// Orders the rows of each head as [`Backend`](stallfree_kernels::Backend) rotates them, in pairs (i, i + head_dim / 2);
+    /// the file has the two of a pair side by side. Rows stay whole, so quantized ones move like any others.
+    pub(crate) fn unpair_rows(self, head_dim: usize) -> Self {
+        let row_bytes = self.row_bytes();
+        let half = head_dim / 2;
+        let mut bytes = Vec::with_capacity(self.bytes.len());
+        for head in self.bytes.chunks_exact(head_dim * row_bytes) {
+            for row in 0..head_dim {
+                let start = (2 * (row % half) + row / half) * row_bytes;
+                bytes.extend_from_slice(&head[start..start + row_bytes]);
+            }
+        }
+        Self { bytes: bytes.into(), ..self }
+    }
+
+    /// Converts plain weights to another plain type; quantized ones stay as they are.
+    pub(crate) fn converted(self, dtype: WeightType) -> Self {
+        if self.dtype == dtype || self.dtype.block_len() > 1 {
+            return self;
+        }
+        let bytes = encode(&self.to_f32(), dtype);
+        Self { dtype, bytes: bytes.into(), ..self }
+    }
+
+    /// Returns a plain weight's values.
+    fn to_f32(&self) -> Vec<f32> {
+        let (pairs, _) = self.bytes.as_chunks::<2>();
+        let (quads, _) = self.bytes.as_chunks::<4>();
+        match self.dtype {
+            WeightType::BF16 => {
+                pairs.iter().map(|&pair| bf16::from_le_bytes(pair).to_f32()).collect()
+            }
+            WeightType::F16 => {
+                pairs.iter().map(|&pair| f16::from_le_bytes(pair).to_f32()).collect()
+            }
+            _ => quads.iter().map(|&quad| f32::from_le_bytes(quad)).collect(),
+        }
+    }
+
+    /// Returns a plain vector's values, or nothing if it is quantized.
+    pub(crate) fn floats(&self) -> Option<Vec<f32>> {
+        (self.dtype.block_len() == 1).then(|| self.to_f32())
+    }
+}
+
+/// Writes `values` as the plain type `dtype`.
+pub(crate) fn encode(values: &[f32], dtype: WeightType) -> Vec<u8> {
+    match dtype {
+        WeightType::BF16 => values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
+        WeightType::F16 => values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
+        _ => bytemuck::cast_slice(values).to_vec(),
+    }
+}
