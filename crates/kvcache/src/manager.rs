@@ -76,34 +76,39 @@ impl KvCacheManager {
         self.walk_prefix(table, tokens, |_, _| ()) * self.block_size
     }
 
-    /// Fills an empty table: cached blocks for the longest cached prefix of `tokens`, new ones up to `num_tokens` tokens.
+    /// Fills an empty table: cached blocks for the longest cached prefix of `tokens`, new ones up to `num_tokens(cached)` tokens,
+    /// where `cached` is how many tokens that prefix has (none unless `share`).
     ///
-    /// Returns how many tokens were cached; `None`, with nothing changed, if fewer than `reserve` blocks would remain free.
+    /// Returns `cached`; `None`, with nothing changed, if fewer than `reserve` blocks would remain free.
     pub fn start(
         &mut self,
         table: &mut BlockTable,
         tokens: &[TokenId],
-        num_tokens: usize,
+        share: bool,
+        num_tokens: impl FnOnce(usize) -> usize,
         reserve: usize,
     ) -> Option<usize> {
         debug_assert!(table.blocks.is_empty(), "a started table grows by `allocate`");
+        let mut hits = Vec::new();
         let mut num_revived = 0;
-        let num_hits = self.walk_prefix(table, tokens, |pool, block| {
-            num_revived += usize::from(pool.num_users(block) == 0);
-        });
-        let num_new = self.blocks_for(num_tokens).saturating_sub(num_hits);
+        if share {
+            self.walk_prefix(table, tokens, |pool, block| {
+                num_revived += usize::from(pool.num_users(block) == 0);
+                hits.push(block);
+            });
+        }
+        let cached = hits.len() * self.block_size;
+        let num_new = self.blocks_for(num_tokens(cached)).saturating_sub(hits.len());
         if self.pool.num_free() < num_revived + num_new + reserve {
             return None;
         }
-        let mut hits = Vec::with_capacity(num_hits + num_new);
-        self.walk_prefix(table, tokens, |_, block| hits.push(block));
         for &block in &hits {
             self.pool.share(block);
         }
+        table.num_indexed = hits.len();
         table.blocks = hits;
-        table.num_indexed = num_hits;
         self.extend(table, num_new);
-        Some(num_hits * self.block_size)
+        Some(cached)
     }
 
     /// Makes room in a table for `num_tokens` tokens in all. Returns `false`, with nothing changed, if there are too few free

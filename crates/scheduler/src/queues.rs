@@ -1,0 +1,194 @@
+//! The sequences, and who waits and who runs, in order.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
+
+use stallfree_core::{SeqId, Time};
+use stallfree_kvcache::BlockTable;
+
+use crate::{Ordering, Sequence, Status};
+
+/// Where a sequence lies; indexing by it instead of by [`SeqId`] keeps hashing out of the planning loop.
+pub(crate) type Slot = u32;
+
+/// A sequence with what only the planner needs of it.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) seq: Sequence,
+    pub(crate) table: BlockTable,
+    /// The step that last planned it.
+    pub(crate) planned_in: u64,
+}
+
+/// All sequences. Both queues are always sorted, so that the last to have come is the first to go, and a preempted sequence
+/// finds its old place.
+#[derive(Debug)]
+pub(crate) struct Queues {
+    ordering: Ordering,
+    entries: Vec<Option<Entry>>,
+    vacant: Vec<Slot>,
+    by_id: HashMap<SeqId, Slot, BuildHasherDefault<IdHasher>>,
+    pub(crate) running: Vec<Slot>,
+    pub(crate) waiting: VecDeque<Slot>,
+}
+
+impl Queues {
+    pub(crate) fn new(ordering: Ordering) -> Self {
+        Self {
+            ordering,
+            entries: Vec::new(),
+            vacant: Vec::new(),
+            by_id: HashMap::default(),
+            running: Vec::new(),
+            waiting: VecDeque::new(),
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.by_id.is_empty()
+    }
+
+    pub(crate) fn find(&self, id: SeqId) -> Option<Slot> {
+        self.by_id.get(&id).copied()
+    }
+
+    pub(crate) fn get(&self, id: SeqId) -> Option<&Entry> {
+        self.find(id).map(|slot| self.at(slot))
+    }
+
+    pub(crate) fn at(&self, slot: Slot) -> &Entry {
+        self.entries[slot as usize].as_ref().expect("invariant: queues hold occupied slots")
+    }
+
+    pub(crate) fn at_mut(&mut self, slot: Slot) -> &mut Entry {
+        self.entries[slot as usize].as_mut().expect("invariant: queues hold occupied slots")
+    }
+
+    /// Lets a sequence wait.
+    pub(crate) fn add(&mut self, seq: Sequence) {
+        let id = seq.id;
+        let entry = Entry { seq, table: BlockTable::default(), planned_in: 0 };
+        let slot = self.vacant.pop().unwrap_or_else(|| {
+            self.entries.push(None);
+            (self.entries.len() - 1) as Slot
+        });
+        self.entries[slot as usize] = Some(entry);
+        self.by_id.insert(id, slot);
+        self.wait(slot);
+    }
+
+    /// Takes a sequence out of its queue and away.
+    pub(crate) fn remove(&mut self, id: SeqId) -> Option<Entry> {
+        let slot = self.find(id)?;
+        let place = self.key(slot);
+        if self.at(slot).seq.status == Status::Running {
+            let index = self.running.partition_point(|&other| self.key(other) < place);
+            self.running.remove(index);
+        } else {
+            let index = self.waiting.partition_point(|&other| self.key(other) < place);
+            self.waiting.remove(index);
+        }
+        self.by_id.remove(&id);
+        self.vacant.push(slot);
+        self.entries[slot as usize].take()
+    }
+
+    /// Moves the waiting sequence at `index` to the running ones.
+    pub(crate) fn run(&mut self, index: usize) {
+        let Some(slot) = self.waiting.remove(index) else { return };
+        self.at_mut(slot).seq.status = Status::Running;
+        let place = self.key(slot);
+        let is_last = self.running.last().is_none_or(|&last| self.key(last) < place);
+        if is_last {
+            self.running.push(slot);
+        } else {
+            let at = self.running.partition_point(|&other| self.key(other) < place);
+            self.running.insert(at, slot);
+        }
+    }
+
+    /// Moves the running sequence at `index` back to the waiting ones.
+    pub(crate) fn preempt(&mut self, index: usize) -> Slot {
+        let slot = self.running.remove(index);
+        self.at_mut(slot).seq.status = Status::Preempted;
+        self.wait(slot);
+        slot
+    }
+
+    fn wait(&mut self, slot: Slot) {
+        let place = self.key(slot);
+        let is_last = self.waiting.back().is_none_or(|&last| self.key(last) < place);
+        if is_last {
+            self.waiting.push_back(slot);
+        } else {
+            let at = self.waiting.partition_point(|&other| self.key(other) < place);
+            self.waiting.insert(at, slot);
+        }
+    }
+
+    /// Returns a sequence's place among all.
+    fn key(&self, slot: Slot) -> (i32, Time, SeqId) {
+        let seq = &self.at(slot).seq;
+        let priority = match self.ordering {
+            Ordering::Fcfs => 0,
+            Ordering::Priority => seq.priority,
+        };
+        (priority, seq.arrived, seq.id)
+    }
+
+    pub(crate) fn tables(&self) -> impl Iterator<Item = &BlockTable> {
+        self.entries.iter().flatten().map(|entry| &entry.table)
+    }
+
+    /// Checks that each sequence is in the queue that it says it is in, and that queues are sorted.
+    pub(crate) fn check_integrity(&self) -> Result<(), String> {
+        let waiting: Vec<Slot> = self.waiting.iter().copied().collect();
+        for (queue, runs) in [(&self.running, true), (&waiting, false)] {
+            if !queue.is_sorted_by(|&a, &b| self.key(a) < self.key(b)) {
+                return Err(format!("queue out of order (running: {runs})"));
+            }
+            for &slot in queue {
+                let Entry { seq, table, .. } = self.at(slot);
+                let id = seq.id;
+                if self.find(id) != Some(slot) {
+                    return Err(format!("sequence {id} is queued, but not known"));
+                }
+                if (seq.status == Status::Running) != runs {
+                    return Err(format!("sequence {id} is {:?}, running: {runs}", seq.status));
+                }
+                if !runs && (table.num_blocks() > 0 || seq.num_computed_tokens > 0) {
+                    return Err(format!("sequence {id} waits with {} blocks", table.num_blocks()));
+                }
+            }
+        }
+        let num_queued = self.running.len() + self.waiting.len();
+        let num_entries = self.entries.iter().flatten().count();
+        if num_queued != self.by_id.len() || num_entries != num_queued {
+            return Err(format!(
+                "{num_queued} sequences are queued, {} known, {num_entries} kept",
+                self.by_id.len()
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Spreads sequence numbers, which come one after the other, by one multiplication.
+#[derive(Default)]
+struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u64(self.0 ^ u64::from(byte));
+        }
+    }
+
+    fn write_u64(&mut self, id: u64) {
+        self.0 = id.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32);
+    }
+}
