@@ -1,0 +1,119 @@
+"""What OpenAI clients see of the real server with the real default model."""
+
+import concurrent.futures
+import json
+import random
+import time
+
+import httpx
+import pytest
+
+from conftest import serve
+
+QUESTION = [{"role": "user", "content": "What is the capital of France? Answer in one word."}]
+SCHEDULERS = ["vllm", "vllm-v1", "sarathi", "orca", "fastertransformer", "chunked"]
+
+
+def gauges(url):
+    text = httpx.get(f"{url}/metrics").text
+    names = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
+    lines = [line for line in text.splitlines() if line.startswith(names)]
+    return {line.split("{")[0]: float(line.rsplit(" ", 1)[1]) for line in lines}
+
+
+def wait_for(condition, seconds, what):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+def test_chat_answers(client, model):
+    answer = client.chat.completions.create(model=model, messages=QUESTION, temperature=0, max_tokens=16)
+    assert "paris" in answer.choices[0].message.content.lower()
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+
+def test_streamed_text_is_the_same(client, model):
+    ask = dict(model=model, messages=QUESTION, temperature=0, max_tokens=24)
+    whole = client.chat.completions.create(**ask).choices[0]
+    chunks = list(client.chat.completions.create(**ask, stream=True, stream_options={"include_usage": True}))
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    reasons = [c.choices[0].finish_reason for c in chunks if c.choices and c.choices[0].finish_reason]
+    assert text == whole.message.content
+    assert reasons == [whole.finish_reason]
+    assert chunks[-1].choices == [] and chunks[-1].usage.completion_tokens > 0
+
+
+def test_raw_transcript(url, model):
+    body = {"model": model, "prompt": "One, two,", "max_tokens": 4, "temperature": 0, "stream": True}
+    with httpx.stream("POST", f"{url}/v1/completions", json=body) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        lines = [line for line in response.iter_lines() if line]
+    assert lines[-1] == "data: [DONE]"
+    events = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+    assert all(event["object"] == "text_completion" for event in events)
+    assert events[-1]["choices"][0]["finish_reason"] == "length"
+    assert events[-1]["choices"][0]["text"] != ""
+
+
+def test_shared_prefix_is_cached(client, model):
+    prefix = " ".join(f"item {i}" for i in range(400))
+    ask = dict(model=model, max_tokens=1, temperature=0)
+    client.completions.create(prompt=prefix + " first", **ask)
+    second = client.completions.create(prompt=prefix + " second", **ask)
+    assert second.usage.prompt_tokens > 1000
+    assert second.usage.prompt_tokens_details.cached_tokens >= 1000
+
+
+def test_abandoned_requests_free_everything(url, model):
+    body = {"model": model, "prompt": "Once upon a time", "max_tokens": 8000, "ignore_eos": True, "stream": True}
+    limits = httpx.Limits(max_connections=200)
+    with httpx.Client(limits=limits, timeout=60) as http, concurrent.futures.ThreadPoolExecutor(200) as pool:
+        opened = []
+
+        def open_stream(_):
+            request = http.build_request("POST", f"{url}/v1/completions", json=body)
+            opened.append(http.send(request, stream=True))
+
+        futures = [pool.submit(open_stream, i) for i in range(200)]
+
+        def all_there():
+            now = gauges(url)
+            return now["vllm:num_requests_running"] + now["vllm:num_requests_waiting"] >= 200
+
+        wait_for(all_there, 60, "200 requests never ran or waited at once")
+        concurrent.futures.wait(futures)
+        for response in opened:
+            response.close()
+    started = time.monotonic()
+    short = httpx.post(f"{url}/v1/completions", json={"model": model, "prompt": "Hi", "max_tokens": 10}, timeout=30)
+    assert short.status_code == 200
+    assert time.monotonic() - started < 5
+    wait_for(lambda: not any(gauges(url).values()), 10, f"gauges did not return to zero: {gauges(url)}")
+
+
+def test_fuzzed_bodies_never_fail_the_server(url, model):
+    draw = random.Random(0)
+    scalars = [None, True, -1, 0, 1e308, 2**63, "", "\u0000", "😀" * 50, [], {}, [[]], "NaN"]
+    keys = ["model", "prompt", "messages", "max_tokens", "n", "temperature", "top_p", "top_k", "stop", "seed",
+            "logprobs", "logit_bias", "stream_options", "echo", "min_tokens", "priority", "stop_token_ids"]
+    for _ in range(400):
+        body = {"model": model, "prompt": "a", "messages": QUESTION, "max_tokens": 1}
+        body.update({draw.choice(keys): draw.choice(scalars) for _ in range(draw.randint(1, 3))})
+        path = draw.choice(["/v1/completions", "/v1/chat/completions", "/tokenize"])
+        response = httpx.post(url + path, json=body, timeout=60)
+        assert response.status_code < 500, (path, body, response.text)
+    assert httpx.get(f"{url}/health").status_code == 200
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_every_scheduler_gives_the_same_answer(scheduler, url, model):
+    body = {"model": model, "messages": QUESTION, "temperature": 0, "max_tokens": 24}
+
+    def answer(base):
+        reply = httpx.post(f"{base}/v1/chat/completions", json=body, timeout=60)
+        return reply.json()["choices"][0]["message"]["content"]
+
+    with serve("--scheduler", scheduler) as other:
+        assert answer(other) == answer(url)
