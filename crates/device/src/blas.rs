@@ -1,0 +1,301 @@
+//! Matrix products through cuBLASLt, the algorithm chosen by the clock.
+
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use cudarc::cublaslt::sys as lt;
+
+use crate::{Device, DeviceError, DeviceSlice, Dtype, Stream};
+
+/// How many of the library's candidates are timed.
+const CANDIDATES: usize = 12;
+
+/// A product's shape: `y[rows, out] = x[rows, inner] · w[out, inner]ᵀ`, all row-major.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct GemmSpec {
+    /// Rows of `x` and `y`.
+    pub rows: usize,
+    /// Rows of `w`, columns of `y`.
+    pub out: usize,
+    /// Columns of `x` and `w`.
+    pub inner: usize,
+    /// The type of `x` and `w`.
+    pub input: Dtype,
+    /// The type of `y`.
+    pub output: Dtype,
+}
+
+/// A product's operands.
+#[derive(Clone, Copy, Debug)]
+pub struct Gemm {
+    /// `[rows, inner]`.
+    pub x: DeviceSlice,
+    /// `[out, inner]`.
+    pub w: DeviceSlice,
+    /// `[rows, out]`.
+    pub y: DeviceSlice,
+}
+
+/// A cuBLASLt handle and its workspace.
+#[derive(Debug)]
+pub struct Lt {
+    handle: lt::cublasLtHandle_t,
+    workspace: DeviceSlice,
+    _device: Arc<Device>,
+}
+
+// SAFETY: a handle may be used from any thread, one at a time.
+unsafe impl Send for Lt {}
+
+/// A shape with its algorithm.
+#[derive(Debug)]
+pub struct GemmPlan {
+    spec: GemmSpec,
+    desc: lt::cublasLtMatmulDesc_t,
+    layouts: [lt::cublasLtMatrixLayout_t; 3],
+    algorithms: Vec<lt::cublasLtMatmulAlgo_t>,
+    chosen: usize,
+}
+
+// SAFETY: descriptors are plain data of the library.
+unsafe impl Send for GemmPlan {}
+
+impl Lt {
+    /// Opens the library; `workspace` is its scratch memory (32 MiB lets it split long sums).
+    ///
+    /// # Errors
+    /// cuBLASLt cannot be loaded or refuses.
+    pub fn new(device: &Arc<Device>, workspace: DeviceSlice) -> Result<Self, DeviceError> {
+        device.bind()?;
+        // SAFETY: only tries to open a shared library.
+        if !unsafe { lt::is_culib_present() } {
+            return Err(DeviceError::Missing {
+                library: "libcublasLt.so.13",
+                hint: "install CUDA 13's cuBLAS (PyPI package nvidia-cublas) and put its folder on LD_LIBRARY_PATH",
+            });
+        }
+        let mut handle = std::ptr::null_mut();
+        // SAFETY: the context is bound and the pointer is to a live handle.
+        check("cublasLtCreate", unsafe { lt::cublasLtCreate(&raw mut handle) })?;
+        Ok(Self { handle, workspace, _device: Arc::clone(device) })
+    }
+
+    /// Plans a shape: asks the library for its candidates, best guess first.
+    ///
+    /// # Errors
+    /// The library knows no algorithm for the shape.
+    pub fn plan(&self, spec: GemmSpec) -> Result<GemmPlan, DeviceError> {
+        let mut plan = GemmPlan {
+            spec,
+            desc: std::ptr::null_mut(),
+            layouts: [std::ptr::null_mut(); 3],
+            algorithms: Vec::new(),
+            chosen: 0,
+        };
+        // The library counts columns first: wᵀ is its [inner, out] matrix transposed, x its [inner, rows], y its [out, rows].
+        let shapes = [
+            (spec.input, spec.inner, spec.out),
+            (spec.input, spec.inner, spec.rows),
+            (spec.output, spec.out, spec.rows),
+        ];
+        // SAFETY: every pointer is to a live value of the size given; `plan` destroys what was created, also on error.
+        unsafe {
+            check(
+                "cublasLtMatmulDescCreate",
+                lt::cublasLtMatmulDescCreate(
+                    &raw mut plan.desc,
+                    lt::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+                    lt::cudaDataType_t::CUDA_R_32F,
+                ),
+            )?;
+            let transposed = 1i32; // CUBLAS_OP_T
+            check(
+                "cublasLtMatmulDescSetAttribute",
+                lt::cublasLtMatmulDescSetAttribute(
+                    plan.desc,
+                    lt::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA,
+                    (&raw const transposed).cast(),
+                    size_of_val(&transposed),
+                ),
+            )?;
+            for (layout, (dtype, rows, cols)) in plan.layouts.iter_mut().zip(shapes) {
+                let ld = i64::try_from(rows).unwrap_or(i64::MAX);
+                let code = lt::cublasLtMatrixLayoutCreate(
+                    layout,
+                    data_type(dtype),
+                    rows as u64,
+                    cols as u64,
+                    ld,
+                );
+                check("cublasLtMatrixLayoutCreate", code)?;
+            }
+        }
+        plan.algorithms = self.candidates(&plan)?;
+        Ok(plan)
+    }
+
+    fn candidates(&self, plan: &GemmPlan) -> Result<Vec<lt::cublasLtMatmulAlgo_t>, DeviceError> {
+        let mut preference = std::ptr::null_mut();
+        let mut found: Vec<lt::cublasLtMatmulHeuristicResult_t> = Vec::with_capacity(CANDIDATES);
+        let (bytes, mut count) = (self.workspace.len(), 0);
+        let [w, x, y] = plan.layouts;
+        // SAFETY: the descriptors live; `found` has room for as many results as are asked for.
+        unsafe {
+            let code = lt::cublasLtMatmulPreferenceCreate(&raw mut preference);
+            check("cublasLtMatmulPreferenceCreate", code)?;
+            let limited = lt::cublasLtMatmulPreferenceSetAttribute(
+                preference,
+                lt::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                (&raw const bytes).cast(),
+                size_of_val(&bytes),
+            );
+            let code = lt::cublasLtMatmulAlgoGetHeuristic(
+                self.handle,
+                plan.desc,
+                w,
+                x,
+                y,
+                y,
+                preference,
+                12,
+                found.as_mut_ptr(),
+                &raw mut count,
+            );
+            let _ = lt::cublasLtMatmulPreferenceDestroy(preference);
+            check("cublasLtMatmulPreferenceSetAttribute", limited)?;
+            check("cublasLtMatmulAlgoGetHeuristic", code)?;
+            found.set_len(usize::try_from(count).unwrap_or(0).min(CANDIDATES));
+        }
+        let usable = |result: &&lt::cublasLtMatmulHeuristicResult_t| {
+            result.state == lt::cublasStatus_t::CUBLAS_STATUS_SUCCESS
+        };
+        let algorithms: Vec<_> = found.iter().filter(usable).map(|result| result.algo).collect();
+        if algorithms.is_empty() {
+            return Err(DeviceError::Blas {
+                call: "cublasLtMatmulAlgoGetHeuristic",
+                code: format!("no algorithm for {:?}", plan.spec),
+            });
+        }
+        Ok(algorithms)
+    }
+
+    /// Submits the product with the plan's algorithm.
+    ///
+    /// # Errors
+    /// An operand has the wrong size, or the library refuses.
+    pub fn run(&self, stream: &Stream, plan: &GemmPlan, gemm: Gemm) -> Result<(), DeviceError> {
+        let GemmSpec { rows, out, inner, input, output } = plan.spec;
+        for (slice, need) in [
+            (gemm.x, rows * inner * input.bytes()),
+            (gemm.w, out * inner * input.bytes()),
+            (gemm.y, rows * out * output.bytes()),
+        ] {
+            if slice.len() < need {
+                return Err(DeviceError::CopySize { host: need, device: slice.len() });
+            }
+        }
+        let (alpha, beta) = (1.0f32, 0.0f32);
+        let [w, x, y] = plan.layouts;
+        // SAFETY: the sizes are checked above; handles and scalars live through the call.
+        let code = unsafe {
+            lt::cublasLtMatmul(
+                self.handle,
+                plan.desc,
+                (&raw const alpha).cast(),
+                pointer(gemm.w),
+                w,
+                pointer(gemm.x),
+                x,
+                (&raw const beta).cast(),
+                pointer(gemm.y),
+                y,
+                pointer(gemm.y).cast_mut(),
+                y,
+                &raw const plan.algorithms[plan.chosen],
+                pointer(self.workspace).cast_mut(),
+                self.workspace.len(),
+                stream.raw.cast(),
+            )
+        };
+        check("cublasLtMatmul", code)
+    }
+
+    /// Times every candidate on `operands`, in turn so that weights do not stay in the cache, and keeps the fastest.
+    /// Returns its milliseconds and those of the library's first guess.
+    ///
+    /// # Errors
+    /// No candidate runs.
+    pub fn tune(
+        &self,
+        stream: &Stream,
+        plan: &mut GemmPlan,
+        operands: &[Gemm],
+        repeats: usize,
+    ) -> Result<(f32, f32), DeviceError> {
+        let (mut best, mut first) = ((f32::INFINITY, 0), f32::INFINITY);
+        for candidate in 0..plan.algorithms.len() {
+            plan.chosen = candidate;
+            // A candidate may still refuse to run; it is then no candidate.
+            if operands.iter().try_for_each(|&gemm| self.run(stream, plan, gemm)).is_err() {
+                continue;
+            }
+            let mut times = Vec::with_capacity(repeats);
+            for _ in 0..repeats {
+                let start = stream.record()?;
+                for &gemm in operands {
+                    self.run(stream, plan, gemm)?;
+                }
+                times.push(stream.record()?.ms_since(&start)? / operands.len() as f32);
+            }
+            times.sort_by(f32::total_cmp);
+            let ms = times.get(repeats / 2).copied().unwrap_or(f32::INFINITY);
+            if candidate == 0 {
+                first = ms;
+            }
+            if ms < best.0 {
+                best = (ms, candidate);
+            }
+        }
+        plan.chosen = best.1;
+        Ok((best.0, first))
+    }
+}
+
+impl Drop for Lt {
+    fn drop(&mut self) {
+        // SAFETY: created in `new`, destroyed once.
+        let _ = unsafe { lt::cublasLtDestroy(self.handle) };
+    }
+}
+
+impl Drop for GemmPlan {
+    fn drop(&mut self) {
+        // SAFETY: created by `Lt::plan`, destroyed once; the library takes null for what was not created.
+        unsafe {
+            for layout in self.layouts {
+                let _ = lt::cublasLtMatrixLayoutDestroy(layout);
+            }
+            let _ = lt::cublasLtMatmulDescDestroy(self.desc);
+        }
+    }
+}
+
+fn pointer(slice: DeviceSlice) -> *const c_void {
+    std::ptr::without_provenance(usize::try_from(slice.address()).unwrap_or(0))
+}
+
+const fn data_type(dtype: Dtype) -> lt::cudaDataType_t {
+    match dtype {
+        Dtype::Bf16 => lt::cudaDataType_t::CUDA_R_16BF,
+        Dtype::F16 => lt::cudaDataType_t::CUDA_R_16F,
+        Dtype::F32 => lt::cudaDataType_t::CUDA_R_32F,
+    }
+}
+
+fn check(call: &'static str, code: lt::cublasStatus_t) -> Result<(), DeviceError> {
+    if code == lt::cublasStatus_t::CUBLAS_STATUS_SUCCESS {
+        Ok(())
+    } else {
+        Err(DeviceError::Blas { call, code: format!("{code:?}") })
+    }
+}

@@ -1,0 +1,186 @@
+//! Queues of device work, and marks in them.
+
+use std::sync::Arc;
+
+use cudarc::driver::sys as cu;
+
+use crate::error::check;
+use crate::{Device, DeviceError, DeviceSlice};
+
+/// A queue: what is submitted to it runs in order.
+#[derive(Debug)]
+pub struct Stream {
+    pub(crate) raw: cu::CUstream,
+    device: Arc<Device>,
+}
+
+// SAFETY: a stream may be used from any thread whose context is bound.
+unsafe impl Send for Stream {}
+
+impl Stream {
+    /// Makes a queue.
+    ///
+    /// # Errors
+    /// The driver refuses.
+    pub fn new(device: &Arc<Device>) -> Result<Self, DeviceError> {
+        device.bind()?;
+        let mut raw = std::ptr::null_mut();
+        let flags = cu::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
+        // SAFETY: this thread's context is set and the pointer is to a live handle.
+        check("cuStreamCreate", unsafe { cu::cuStreamCreate(&raw mut raw, flags) })?;
+        Ok(Self { raw, device: Arc::clone(device) })
+    }
+
+    /// Returns the queue's GPU.
+    #[must_use]
+    pub const fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
+    /// Waits until the queue is empty.
+    ///
+    /// # Errors
+    /// Something in the queue failed.
+    pub fn synchronize(&self) -> Result<(), DeviceError> {
+        // SAFETY: the stream lives until drop.
+        check("cuStreamSynchronize", unsafe { cu::cuStreamSynchronize(self.raw) })
+    }
+
+    /// Copies `src` to the device, in order; returns once `src` may be reused (pageable memory is staged by the driver).
+    ///
+    /// # Errors
+    /// The sizes differ, or an earlier failure of the context.
+    pub fn upload<T: bytemuck::NoUninit>(
+        &self,
+        dst: DeviceSlice,
+        src: &[T],
+    ) -> Result<(), DeviceError> {
+        let bytes: &[u8] = bytemuck::cast_slice(src);
+        same_size(bytes.len(), dst)?;
+        // SAFETY: the host side is a live slice of that size; the driver refuses addresses that are not its own.
+        let code = unsafe {
+            cu::cuMemcpyHtoDAsync_v2(dst.address(), bytes.as_ptr().cast(), bytes.len(), self.raw)
+        };
+        check("cuMemcpyHtoDAsync", code)
+    }
+
+    /// Copies from the device and waits for it.
+    ///
+    /// # Errors
+    /// The sizes differ, or something earlier in the queue failed.
+    pub fn download<T: bytemuck::AnyBitPattern + bytemuck::NoUninit>(
+        &self,
+        dst: &mut [T],
+        src: DeviceSlice,
+    ) -> Result<(), DeviceError> {
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(dst);
+        same_size(bytes.len(), src)?;
+        // SAFETY: the host side is a live slice of that size, borrowed until the wait below.
+        let code = unsafe {
+            cu::cuMemcpyDtoHAsync_v2(
+                bytes.as_mut_ptr().cast(),
+                src.address(),
+                bytes.len(),
+                self.raw,
+            )
+        };
+        check("cuMemcpyDtoHAsync", code)?;
+        self.synchronize()
+    }
+
+    /// Sets every byte of `dst`.
+    ///
+    /// # Errors
+    /// An earlier failure of the context.
+    pub fn fill(&self, dst: DeviceSlice, byte: u8) -> Result<(), DeviceError> {
+        // SAFETY: the driver refuses addresses that are not its own.
+        let code = unsafe { cu::cuMemsetD8Async(dst.address(), byte, dst.len(), self.raw) };
+        check("cuMemsetD8Async", code)
+    }
+
+    /// Marks this point of the queue.
+    ///
+    /// # Errors
+    /// The driver refuses.
+    pub fn record(&self) -> Result<Event, DeviceError> {
+        let mut raw = std::ptr::null_mut();
+        // SAFETY: the stream's context is bound; the event lives until its drop.
+        unsafe {
+            check("cuEventCreate", cu::cuEventCreate(&raw mut raw, 0))?;
+            let event = Event { raw };
+            check("cuEventRecord", cu::cuEventRecord(raw, self.raw))?;
+            Ok(event)
+        }
+    }
+
+    /// Makes what follows wait for a mark in another queue.
+    ///
+    /// # Errors
+    /// The driver refuses.
+    pub fn wait(&self, event: &Event) -> Result<(), DeviceError> {
+        // SAFETY: both handles live.
+        check("cuStreamWaitEvent", unsafe { cu::cuStreamWaitEvent(self.raw, event.raw, 0) })
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // SAFETY: created in `new`, destroyed once; the driver finishes queued work first.
+        let _ = unsafe { cu::cuStreamDestroy_v2(self.raw) };
+    }
+}
+
+/// A point in a queue that has a time.
+#[derive(Debug)]
+pub struct Event {
+    raw: cu::CUevent,
+}
+
+// SAFETY: an event may be used from any thread.
+unsafe impl Send for Event {}
+
+impl Event {
+    /// Says whether the queue has reached this point.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        // SAFETY: the event lives until drop.
+        unsafe { cu::cuEventQuery(self.raw) == cu::CUresult::CUDA_SUCCESS }
+    }
+
+    /// Waits until the queue has reached this point.
+    ///
+    /// # Errors
+    /// Something earlier in the queue failed.
+    pub fn synchronize(&self) -> Result<(), DeviceError> {
+        // SAFETY: the event lives until drop.
+        check("cuEventSynchronize", unsafe { cu::cuEventSynchronize(self.raw) })
+    }
+
+    /// Returns the milliseconds from `start` to this point, once it is reached.
+    ///
+    /// # Errors
+    /// Something earlier in the queue failed.
+    pub fn ms_since(&self, start: &Self) -> Result<f32, DeviceError> {
+        self.synchronize()?;
+        let mut ms = 0.0;
+        // SAFETY: both events live and are recorded.
+        let code = unsafe { cu::cuEventElapsedTime_v2(&raw mut ms, start.raw, self.raw) };
+        check("cuEventElapsedTime", code)?;
+        Ok(ms)
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: created by `Stream::record`, destroyed once.
+        let _ = unsafe { cu::cuEventDestroy_v2(self.raw) };
+    }
+}
+
+fn same_size(host: usize, device: DeviceSlice) -> Result<(), DeviceError> {
+    if host == device.len() {
+        Ok(())
+    } else {
+        Err(DeviceError::CopySize { host, device: device.len() })
+    }
+}
