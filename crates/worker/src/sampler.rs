@@ -1,0 +1,144 @@
+//! From one row of logits to one token; what the row's settings ask for, in the order that
+//! [`SamplingParams`](stallfree_core::SamplingParams) names.
+
+use std::collections::HashMap;
+
+use stallfree_core::{History, SampleSpec, SamplingParams, TokenId, TokenLogprob};
+
+use crate::draw::{argmax, draw, uniform};
+use crate::logprobs::logprobs;
+
+/// The model produced something that is no number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the model produced a logit that is not a number; its weights or its number format are unsound"
+)]
+pub struct SamplerError;
+
+/// Draws tokens; keeps nothing between draws but scratch memory.
+#[derive(Debug, Default)]
+pub struct Sampler {
+    adjusted: Vec<f32>,
+    candidates: Vec<(TokenId, f32)>,
+}
+
+impl Sampler {
+    /// Draws a token from `logits`, with logprobs if the settings ask for them.
+    ///
+    /// # Errors
+    /// A logit is NaN.
+    pub fn sample(
+        &mut self,
+        logits: &[f32],
+        spec: &SampleSpec,
+    ) -> Result<(TokenId, Vec<TokenLogprob>), SamplerError> {
+        if logits.iter().any(|logit| logit.is_nan()) {
+            return Err(SamplerError);
+        }
+        let params = &*spec.params;
+        let row = if is_plain(spec) { logits } else { self.adjust(logits, spec) };
+        let token = if params.temperature <= 0.0 {
+            argmax(row)
+        } else {
+            let uniform = uniform(params.seed, spec.num_output_tokens);
+            // `row` may borrow the scratch memory beside the candidates'.
+            let mut candidates = std::mem::take(&mut self.candidates);
+            let row = if is_plain(spec) { logits } else { &self.adjusted };
+            let token = draw(row, params, uniform, &mut candidates);
+            self.candidates = candidates;
+            token
+        };
+        let likely = params.logprobs.map(|n| logprobs(logits, token, n as usize));
+        Ok((token, likely.unwrap_or_default()))
+    }
+
+    fn adjust(&mut self, logits: &[f32], spec: &SampleSpec) -> &[f32] {
+        self.adjusted.clear();
+        self.adjusted.extend_from_slice(logits);
+        let row = &mut self.adjusted;
+        for &(token, bias) in &spec.params.logit_bias {
+            if let Some(logit) = row.get_mut(token as usize) {
+                *logit += bias;
+            }
+        }
+        for &token in spec.banned.iter() {
+            if let Some(logit) = row.get_mut(token as usize) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+        if let Some(history) = &spec.history {
+            penalize(row, &spec.params, history);
+        }
+        row
+    }
+}
+
+/// Returns whether the raw logits are drawn from as they are.
+fn is_plain(spec: &SampleSpec) -> bool {
+    spec.params.logit_bias.is_empty() && spec.banned.is_empty() && spec.history.is_none()
+}
+
+fn penalize(row: &mut [f32], params: &SamplingParams, history: &History) {
+    let mut counts: HashMap<TokenId, f32> = HashMap::new();
+    for (index, &token) in history.tokens.iter().enumerate() {
+        let produced = if index < history.prompt_len { 0.0 } else { 1.0 };
+        *counts.entry(token).or_default() += produced;
+    }
+    for (token, count) in counts {
+        let Some(logit) = row.get_mut(token as usize) else { continue };
+        let factor = params.repetition_penalty;
+        *logit = if *logit > 0.0 { *logit / factor } else { *logit * factor };
+        *logit -= params.frequency_penalty * count;
+        if count > 0.0 {
+            *logit -= params.presence_penalty;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use stallfree_core::{History, SampleSpec, SamplingParams};
+
+    use super::{Sampler, SamplerError};
+
+    fn check(logits: &[f32], spec: SampleSpec, expected: Result<u32, SamplerError>) {
+        let got = Sampler::default().sample(logits, &spec).map(|(token, _)| token);
+        assert_eq!(got, expected, "{spec:?}");
+    }
+
+    fn spec(
+        params: SamplingParams,
+        banned: &[u32],
+        history: Option<(&[u32], usize)>,
+    ) -> SampleSpec {
+        let history =
+            history.map(|(tokens, prompt_len)| History { tokens: tokens.to_vec(), prompt_len });
+        SampleSpec {
+            params: Arc::new(params),
+            num_output_tokens: 0,
+            banned: banned.into(),
+            history,
+        }
+    }
+
+    #[test]
+    fn settings_move_the_choice() {
+        let logits = [1.0, 3.0, 2.5, -1.0];
+        let greedy = SamplingParams::greedy;
+        check(&logits, spec(greedy(), &[], None), Ok(1));
+        check(&logits, spec(greedy(), &[1], None), Ok(2));
+        check(&[1.0, f32::NAN], spec(greedy(), &[], None), Err(SamplerError));
+        let bias = SamplingParams { logit_bias: vec![(3, 10.0), (99, 1.0)], ..greedy() };
+        check(&logits, spec(bias, &[], None), Ok(3));
+        let presence = SamplingParams { presence_penalty: 1.0, ..greedy() };
+        check(&logits, spec(presence.clone(), &[], Some((&[1], 1))), Ok(1)); // in the prompt: free
+        check(&logits, spec(presence, &[], Some((&[0, 1], 1))), Ok(2));
+        let frequency = SamplingParams { frequency_penalty: 0.2, ..greedy() };
+        check(&logits, spec(frequency.clone(), &[], Some((&[0, 1, 1], 1))), Ok(1));
+        check(&logits, spec(frequency, &[], Some((&[0, 1, 1, 1], 1))), Ok(2));
+        let repetition = SamplingParams { repetition_penalty: 1.5, ..greedy() };
+        check(&logits, spec(repetition, &[], Some((&[1], 1))), Ok(2));
+    }
+}
