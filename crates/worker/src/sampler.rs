@@ -36,41 +36,35 @@ impl Sampler {
             return Err(SamplerError);
         }
         let params = &*spec.params;
-        let row = if is_plain(spec) { logits } else { self.adjust(logits, spec) };
+        let Self { adjusted, candidates } = self;
+        let row = if is_plain(spec) { logits } else { adjust(adjusted, logits, spec) };
         let token = if params.temperature <= 0.0 {
             argmax(row)
         } else {
-            let uniform = uniform(params.seed, spec.num_output_tokens);
-            // `row` may borrow the scratch memory beside the candidates'.
-            let mut candidates = std::mem::take(&mut self.candidates);
-            let row = if is_plain(spec) { logits } else { &self.adjusted };
-            let token = draw(row, params, uniform, &mut candidates);
-            self.candidates = candidates;
-            token
+            draw(row, params, uniform(params.seed, spec.num_output_tokens), candidates)
         };
         let likely = params.logprobs.map(|n| logprobs(logits, token, n as usize));
         Ok((token, likely.unwrap_or_default()))
     }
+}
 
-    fn adjust(&mut self, logits: &[f32], spec: &SampleSpec) -> &[f32] {
-        self.adjusted.clear();
-        self.adjusted.extend_from_slice(logits);
-        let row = &mut self.adjusted;
-        for &(token, bias) in &spec.params.logit_bias {
-            if let Some(logit) = row.get_mut(token as usize) {
-                *logit += bias;
-            }
+fn adjust<'a>(row: &'a mut Vec<f32>, logits: &[f32], spec: &SampleSpec) -> &'a [f32] {
+    row.clear();
+    row.extend_from_slice(logits);
+    for &(token, bias) in &spec.params.logit_bias {
+        if let Some(logit) = row.get_mut(token as usize) {
+            *logit += bias;
         }
-        for &token in spec.banned.iter() {
-            if let Some(logit) = row.get_mut(token as usize) {
-                *logit = f32::NEG_INFINITY;
-            }
-        }
-        if let Some(history) = &spec.history {
-            penalize(row, &spec.params, history);
-        }
-        row
     }
+    for &token in spec.banned.iter() {
+        if let Some(logit) = row.get_mut(token as usize) {
+            *logit = f32::NEG_INFINITY;
+        }
+    }
+    if let Some(history) = &spec.history {
+        penalize(row, &spec.params, history);
+    }
+    row
 }
 
 /// Returns whether the raw logits are drawn from as they are.

@@ -1,0 +1,189 @@
+//! Starts a worker on the CPU: loads the model, takes the KV cache's memory, measures a step.
+
+use std::time::Duration;
+
+use stallfree_core::{Batch, BatchId, BlockId, Chunk, Clock, KvGeometry, SeqId, WallClock};
+use stallfree_kernels::cpu::{CpuBackend, CpuConfig, KvType};
+use stallfree_kernels::{Backend, KernelError};
+use stallfree_models::{Checkpoint, LoadOptions, Model};
+
+use crate::{Runner, SamplerError, ThreadExecutor};
+
+/// A step that decodes wait for should take no longer than this.
+const STEP_TARGET: Duration = Duration::from_millis(500);
+
+/// The default KV cache takes at most this much.
+const DEFAULT_KV_BYTES: u64 = 4 << 30;
+
+/// How to start a worker on the CPU.
+#[derive(Clone, Debug)]
+pub struct CpuWorkerConfig {
+    /// Threads, instructions, the KV cache's type.
+    pub cpu: CpuConfig,
+    /// Tokens a block.
+    pub block_size: usize,
+    /// How much KV cache to take.
+    pub kv_size: KvSize,
+    /// The most tokens that can ever be in use at once; the default cache is no larger.
+    pub max_kv_tokens: usize,
+    /// Whether to measure how many tokens a step can take.
+    pub measure_step: bool,
+}
+
+/// How much KV cache to take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvSize {
+    /// A quarter of the memory that is free, 4 GiB at most.
+    Auto,
+    /// As many blocks as fit into so many bytes.
+    Bytes(u64),
+    /// So many blocks.
+    Blocks(usize),
+}
+
+/// What starting a worker found.
+#[derive(Clone, Debug)]
+pub struct WorkerReport {
+    /// The KV cache.
+    pub kv: KvGeometry,
+    /// Bytes of weights, as the checkpoint has them.
+    pub weight_bytes: u64,
+    /// Bytes of the KV cache.
+    pub kv_bytes: u64,
+    /// Bytes of activations so far.
+    pub activation_bytes: u64,
+    /// The CPU's instructions and threads, as a log says them.
+    pub device: String,
+    /// Tokens that a step computes in half a second; `None` if not measured.
+    pub step_tokens: Option<usize>,
+    /// How long each phase took.
+    pub phases: Vec<(&'static str, Duration)>,
+}
+
+/// Why a worker did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The model could not be loaded.
+    #[error(transparent)]
+    Model(#[from] stallfree_models::Error),
+    /// The device refused.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The model's logits are unsound.
+    #[error(transparent)]
+    Sampler(#[from] SamplerError),
+    /// The KV cache would hold nothing.
+    #[error(
+        "the KV cache has room for no block: one takes {block_bytes} bytes, and there are {bytes}; give it more with --kv-cache-memory-bytes"
+    )]
+    NoKvCache {
+        /// Bytes that a block of all layers takes.
+        block_bytes: u64,
+        /// Bytes that there are.
+        bytes: u64,
+    },
+    /// A thread could not be started.
+    #[error("the worker's thread could not be started: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// Loads `checkpoint` and starts a worker on the CPU.
+///
+/// # Errors
+/// The checkpoint is unsound, or memory is short.
+pub fn start(
+    checkpoint: &Checkpoint,
+    config: &CpuWorkerConfig,
+    options: &LoadOptions<'_>,
+) -> Result<(ThreadExecutor, WorkerReport), Error> {
+    let clock = WallClock::start();
+    let mut backend = CpuBackend::new(config.cpu.clone())?;
+    let model = stallfree_models::load(checkpoint, &mut backend, options)?;
+    let loaded = clock.now();
+    let kv = KvGeometry { num_blocks: num_blocks(&*model, config)?, block_size: config.block_size };
+    backend.allocate_kv(&model.kv_spec(kv.num_blocks, kv.block_size))?;
+    let allocated = clock.now();
+    let mut runner = Runner::new(backend, model, config.block_size);
+    let step_tokens =
+        if config.measure_step { Some(measure(&mut runner, kv, &clock)?) } else { None };
+    let phases = vec![
+        ("load weights", loaded.since_start()),
+        ("allocate KV cache", allocated - loaded),
+        ("measure a step", clock.now() - allocated),
+    ];
+    let report = WorkerReport {
+        kv,
+        weight_bytes: checkpoint.num_bytes(),
+        kv_bytes: runner.backend().kv_bytes() as u64,
+        activation_bytes: runner.backend().activation_bytes() as u64,
+        device: config.cpu.to_string(),
+        step_tokens,
+        phases,
+    };
+    Ok((ThreadExecutor::spawn(runner, kv)?, report))
+}
+
+fn num_blocks(model: &dyn Model<CpuBackend>, config: &CpuWorkerConfig) -> Result<usize, Error> {
+    let spec = model.kv_spec(1, config.block_size);
+    let elements = spec.num_layers * spec.block_size * spec.num_kv_heads * spec.head_dim * 2;
+    let element_bytes = match config.cpu.kv_type {
+        KvType::F16 => 2,
+        KvType::F32 => 4,
+    };
+    let block_bytes = (elements * element_bytes) as u64;
+    let enough = config.max_kv_tokens.div_ceil(config.block_size);
+    let (bytes, limit) = match config.kv_size {
+        KvSize::Blocks(num_blocks) => return Ok(num_blocks.max(1)),
+        KvSize::Bytes(bytes) => (bytes, usize::MAX),
+        KvSize::Auto => (DEFAULT_KV_BYTES.min(free_memory() / 4), enough),
+    };
+    match usize::try_from(bytes / block_bytes).unwrap_or(usize::MAX).min(limit) {
+        0 => Err(Error::NoKvCache { block_bytes, bytes }),
+        num_blocks => Ok(num_blocks),
+    }
+}
+
+/// Returns the bytes of memory that are free, 8 GiB where the system does not say.
+fn free_memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kib.map_or(8 << 30, |kib| kib * 1024)
+}
+
+/// Returns how many prompt tokens a step computes in [`STEP_TARGET`]: a multiple of 64 from 64 to 2,048.
+///
+/// Chunks double until one takes 50 ms, so that the measurement is short on any machine.
+fn measure(
+    runner: &mut Runner<CpuBackend>,
+    kv: KvGeometry,
+    clock: &WallClock,
+) -> Result<usize, Error> {
+    let most = kv.num_tokens().min(128);
+    let mut num_tokens = 1;
+    loop {
+        let started = clock.now();
+        runner.run(&probe(num_tokens, kv.block_size))?;
+        let time = clock.now() - started;
+        if num_tokens >= most || (num_tokens > 1 && time.as_millis() >= 50) {
+            let fits = num_tokens as f64 * STEP_TARGET.as_secs_f64() / time.as_secs_f64().max(1e-6);
+            return Ok((fits as usize / 64 * 64).clamp(64, 2048));
+        }
+        num_tokens = (num_tokens * 4).min(most);
+    }
+}
+
+/// Returns a batch of one prompt in the first blocks, which hold nothing yet.
+fn probe(num_tokens: usize, block_size: usize) -> Batch {
+    let block_ids: Vec<_> = (0..num_tokens.div_ceil(block_size) as u32).map(BlockId).collect();
+    let chunk = Chunk {
+        seq: SeqId(0),
+        num_computed_tokens: 0,
+        tokens: 0..num_tokens,
+        blocks: 0..block_ids.len(),
+        sample: None,
+        prompt_logprobs: None,
+    };
+    Batch { id: BatchId(0), chunks: vec![chunk], token_ids: vec![1; num_tokens], block_ids }
+}

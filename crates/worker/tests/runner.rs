@@ -1,0 +1,124 @@
+//! The same prompt gives the same tokens, however it is cut, placed and mixed.
+
+use std::sync::Arc;
+
+use stallfree_core::{Batch, BatchId, BlockId, Chunk, SampleSpec, SamplingParams, SeqId, TokenId};
+use stallfree_kernels::Backend;
+use stallfree_kernels::cpu::{CpuBackend, CpuConfig};
+use stallfree_models::tiny::TinyModel;
+use stallfree_models::{Checkpoint, LoadOptions};
+use stallfree_worker::Runner;
+
+const BLOCK_SIZE: usize = 4;
+const NUM_BLOCKS: usize = 512;
+const NUM_NEW: usize = 12;
+
+fn runner(architecture: &str) -> Runner<CpuBackend> {
+    let folder = tempfile::tempdir().unwrap();
+    TinyModel::new(architecture).write(folder.path()).unwrap();
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let mut backend =
+        CpuBackend::new(CpuConfig { num_threads: 2, ..CpuConfig::default() }).unwrap();
+    let model = stallfree_models::load(&checkpoint, &mut backend, &LoadOptions::default()).unwrap();
+    backend.allocate_kv(&model.kv_spec(NUM_BLOCKS, BLOCK_SIZE)).unwrap();
+    Runner::new(backend, model, BLOCK_SIZE)
+}
+
+struct Seq {
+    tokens: Vec<TokenId>,
+    num_computed: usize,
+    blocks: Vec<BlockId>,
+    num_prompt: usize,
+}
+
+/// Continues every prompt greedily, all in one batch a step, in chunks of at most `chunk` tokens; sequence `i` takes every
+/// `stride`th block from `i` on.
+fn generate(
+    runner: &mut Runner<CpuBackend>,
+    prompts: &[Vec<TokenId>],
+    chunk: usize,
+) -> Vec<Vec<TokenId>> {
+    let blocks = |i: usize| (0..NUM_BLOCKS / prompts.len()).rev().map(move |b| (b, i));
+    let seq = |(i, prompt): (usize, &Vec<TokenId>)| Seq {
+        tokens: prompt.clone(),
+        num_computed: 0,
+        blocks: blocks(i).map(|(b, i)| BlockId((b * prompts.len() + i) as u32)).collect(),
+        num_prompt: prompt.len(),
+    };
+    let mut seqs: Vec<Seq> = prompts.iter().enumerate().map(seq).collect();
+    loop {
+        let mut batch =
+            Batch { id: BatchId(0), chunks: vec![], token_ids: vec![], block_ids: vec![] };
+        for (i, seq) in seqs.iter_mut().enumerate() {
+            if seq.tokens.len() - seq.num_prompt == NUM_NEW {
+                continue;
+            }
+            push(&mut batch, i, seq, chunk);
+        }
+        if batch.chunks.is_empty() {
+            return seqs.into_iter().map(|seq| seq.tokens[seq.num_prompt..].to_vec()).collect();
+        }
+        for sampled in runner.run(&batch).unwrap().tokens {
+            seqs[sampled.seq.0 as usize].tokens.push(sampled.token);
+        }
+    }
+}
+
+fn push(batch: &mut Batch, i: usize, seq: &mut Seq, chunk: usize) {
+    let end = seq.tokens.len().min(seq.num_computed + chunk);
+    let (first, first_block) = (batch.token_ids.len(), batch.block_ids.len());
+    batch.token_ids.extend(&seq.tokens[seq.num_computed..end]);
+    batch.block_ids.extend(&seq.blocks[..end.div_ceil(BLOCK_SIZE)]);
+    let sample = (end == seq.tokens.len()).then(|| SampleSpec {
+        params: Arc::new(SamplingParams::greedy()),
+        num_output_tokens: end - seq.num_prompt,
+        banned: Arc::new([]),
+        history: None,
+    });
+    batch.chunks.push(Chunk {
+        seq: SeqId(i as u64),
+        num_computed_tokens: seq.num_computed,
+        tokens: first..batch.token_ids.len(),
+        blocks: first_block..batch.block_ids.len(),
+        sample,
+        prompt_logprobs: None,
+    });
+    seq.num_computed = end;
+}
+
+fn prompts(count: usize) -> Vec<Vec<TokenId>> {
+    let token = |i: usize, j: usize| ((i * 31 + j * 17 + i * j) % 250) as TokenId;
+    (0..count).map(|i| (0..5 + i * 7 % 40).map(|j| token(i, j)).collect()).collect()
+}
+
+fn check(architecture: &str) {
+    let mut runner = runner(architecture);
+    let prompts = prompts(32);
+    let alone: Vec<_> = prompts
+        .iter()
+        .map(|prompt| generate(&mut runner, std::slice::from_ref(prompt), 1000).remove(0))
+        .collect();
+    for chunk in [1, 3, 16, 1000] {
+        assert_eq!(
+            generate(&mut runner, &prompts, chunk),
+            alone,
+            "{architecture}, chunks of {chunk}"
+        );
+    }
+    assert!(alone.iter().any(|tokens| tokens != &alone[0]), "{architecture} says one thing only");
+}
+
+#[test]
+fn llama() {
+    check("LlamaForCausalLM");
+}
+
+#[test]
+fn mistral() {
+    check("MistralForCausalLM");
+}
+
+#[test]
+fn qwen3() {
+    check("Qwen3ForCausalLM");
+}
