@@ -198,8 +198,6 @@ pub struct StepRecord {
     pub started: Time,
     /// When its output was there.
     pub finished: Time,
-    /// How long planning it took.
-    pub schedule_time: Duration,
     /// Each chunk's sequence, tokens, and whether these were prompt tokens.
     pub chunks: Vec<StepChunk>,
     /// Tokens that it produced.

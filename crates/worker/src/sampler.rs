@@ -97,8 +97,8 @@ mod tests {
 
     use super::{Sampler, SamplerError};
 
-    fn check(logits: &[f32], spec: SampleSpec, expected: Result<u32, SamplerError>) {
-        let got = Sampler::default().sample(logits, &spec).map(|(token, _)| token);
+    fn check(logits: &[f32], spec: &SampleSpec, expected: Result<u32, SamplerError>) {
+        let got = Sampler::default().sample(logits, spec).map(|(token, _)| token);
         assert_eq!(got, expected, "{spec:?}");
     }
 
@@ -121,18 +121,18 @@ mod tests {
     fn settings_move_the_choice() {
         let logits = [1.0, 3.0, 2.5, -1.0];
         let greedy = SamplingParams::greedy;
-        check(&logits, spec(greedy(), &[], None), Ok(1));
-        check(&logits, spec(greedy(), &[1], None), Ok(2));
-        check(&[1.0, f32::NAN], spec(greedy(), &[], None), Err(SamplerError));
+        check(&logits, &spec(greedy(), &[], None), Ok(1));
+        check(&logits, &spec(greedy(), &[1], None), Ok(2));
+        check(&[1.0, f32::NAN], &spec(greedy(), &[], None), Err(SamplerError));
         let bias = SamplingParams { logit_bias: vec![(3, 10.0), (99, 1.0)], ..greedy() };
-        check(&logits, spec(bias, &[], None), Ok(3));
+        check(&logits, &spec(bias, &[], None), Ok(3));
         let presence = SamplingParams { presence_penalty: 1.0, ..greedy() };
-        check(&logits, spec(presence.clone(), &[], Some((&[1], 1))), Ok(1)); // in the prompt: free
-        check(&logits, spec(presence, &[], Some((&[0, 1], 1))), Ok(2));
+        check(&logits, &spec(presence.clone(), &[], Some((&[1], 1))), Ok(1)); // in the prompt: free
+        check(&logits, &spec(presence, &[], Some((&[0, 1], 1))), Ok(2));
         let frequency = SamplingParams { frequency_penalty: 0.2, ..greedy() };
-        check(&logits, spec(frequency.clone(), &[], Some((&[0, 1, 1], 1))), Ok(1));
-        check(&logits, spec(frequency, &[], Some((&[0, 1, 1, 1], 1))), Ok(2));
+        check(&logits, &spec(frequency.clone(), &[], Some((&[0, 1, 1], 1))), Ok(1));
+        check(&logits, &spec(frequency, &[], Some((&[0, 1, 1, 1], 1))), Ok(2));
         let repetition = SamplingParams { repetition_penalty: 1.5, ..greedy() };
-        check(&logits, spec(repetition, &[], Some((&[1], 1))), Ok(2));
+        check(&logits, &spec(repetition, &[], Some((&[1], 1))), Ok(2));
     }
 }
