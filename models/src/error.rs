@@ -86,6 +86,16 @@ pub enum Error {
     Kernel(#[from] KernelError),
 }
 
+/// Makes a name from a file fit for one line of a message: files may be damaged.
+pub(crate) fn printable(name: &str) -> String {
+    name.chars().take(80).flat_map(char::escape_debug).collect()
+}
+
+/// Tells whether a weight's name can be one: messages will name it.
+pub(crate) fn is_weight_name(name: &str) -> bool {
+    name.len() <= 256 && !name.chars().any(char::is_control)
+}
+
 impl Error {
     pub(crate) fn config(field: impl Into<String>, problem: impl Into<String>) -> Self {
         Self::Config { field: field.into(), problem: problem.into() }

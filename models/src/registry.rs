@@ -3,6 +3,7 @@
 use serde_json::Value;
 use stallfree_kernels::Backend;
 
+use crate::error::printable;
 use crate::loader::Loader;
 use crate::{Error, Model, ModelConfig, internlm2, llama, mistral, qwen2, qwen3};
 
@@ -70,7 +71,7 @@ pub(crate) fn by_hf_config(json: &Value) -> Result<&'static Architecture, Error>
 fn unsupported(name: &str) -> Error {
     let names = ARCHITECTURES.iter().flat_map(|entry| entry.names).copied();
     Error::Unsupported {
-        what: format!("architecture {name}"),
+        what: format!("architecture {}", printable(name)),
         supported: names.collect::<Vec<_>>().join(", "),
     }
 }

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use stallfree_kernels::{MappedFile, WeightType};
 
 use crate::Error;
+use crate::error::is_weight_name;
 use cursor::Cursor;
 pub(crate) use names::stored_name;
 pub(crate) use value::Value;
@@ -171,6 +172,9 @@ struct Record {
 
 fn read_record(cursor: &mut Cursor<'_>) -> Result<Record, Error> {
     let name = cursor.string()?;
+    if !is_weight_name(&name) {
+        return Err(cursor.error("a weight's name is damaged"));
+    }
     let num_dimensions = cursor.u32()?;
     if num_dimensions > 4 {
         return Err(cursor.error(&format!("weight {name} has {num_dimensions} dimensions")));

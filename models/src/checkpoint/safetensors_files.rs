@@ -11,6 +11,7 @@ use stallfree_kernels::{MappedFile, WeightType};
 
 use super::read_json;
 use crate::Error;
+use crate::error::is_weight_name;
 use crate::weight::Weight;
 
 /// All safetensors files of a folder, as one set of weights.
@@ -130,6 +131,9 @@ fn parse(path: &Path, bytes: &[u8], file: usize) -> Result<Vec<(String, Entry)>,
     for (name, value) in table {
         if name == "__metadata__" {
             continue;
+        }
+        if !is_weight_name(&name) {
+            return Err(invalid("a weight's name is damaged".to_owned()));
         }
         let info: TensorInfo =
             serde_json::from_value(value).map_err(|e| invalid(format!("weight {name}: {e}")))?;

@@ -2,6 +2,7 @@
 
 use super::{Biases, ModelConfig, RopeConfig, RopeScaling, SlidingWindow};
 use crate::checkpoint::{Gguf, Value};
+use crate::error::printable;
 use crate::{Error, registry};
 
 /// Reads the configuration of `file`.
@@ -113,9 +114,10 @@ impl Keys<'_> {
             ("linear", _) => {
                 Err(Error::config(self.key("rope.scaling.factor"), "missing, or not positive"))
             }
-            (other, _) => {
-                Err(unsupported(&format!("rope scaling {other}"), "none, linear, llama3"))
-            }
+            (other, _) => Err(unsupported(
+                &format!("rope scaling {}", printable(other)),
+                "none, linear, llama3",
+            )),
         }
     }
 }

@@ -5,6 +5,7 @@ use serde_json::Value;
 use stallfree_kernels::WeightType;
 
 use super::{Biases, ModelConfig, RopeConfig, RopeScaling};
+use crate::error::printable;
 use crate::{Error, registry};
 
 /// The settings that all architectures share; what only one knows, its own file reads.
@@ -87,7 +88,7 @@ impl HfConfig {
         if let Some(act) =
             self.hidden_act.as_deref().filter(|act| !matches!(*act, "silu" | "swish"))
         {
-            return Err(unsupported(format!("hidden_act {act}"), "silu"));
+            return Err(unsupported(format!("hidden_act {}", printable(act)), "silu"));
         }
         if self.mlp_bias == Some(true) {
             return Err(unsupported("mlp_bias true", "false"));
@@ -104,7 +105,10 @@ impl HfConfig {
             "float32" | "float" => Ok(Some(WeightType::F32)),
             "float16" | "half" => Ok(Some(WeightType::F16)),
             "bfloat16" => Ok(Some(WeightType::BF16)),
-            other => Err(unsupported(format!("torch_dtype {other}"), "float32, float16, bfloat16")),
+            other => Err(unsupported(
+                format!("torch_dtype {}", printable(other)),
+                "float32, float16, bfloat16",
+            )),
         }
     }
 
@@ -114,47 +118,42 @@ impl HfConfig {
         let scaling =
             self.rope_scaling.as_ref().filter(|scaling| scaling.is_object()).or(parameters);
         let theta = self.rope_theta.or_else(|| parameters?.get("rope_theta")?.as_f64());
-        Ok(RopeConfig { theta: theta.unwrap_or(10_000.0), scaling: self.scaling(scaling)? })
+        Ok(RopeConfig { theta: theta.unwrap_or(10_000.0), scaling: rope_scaling(scaling)? })
     }
+}
 
-    fn scaling(&self, scaling: Option<&Value>) -> Result<RopeScaling, Error> {
-        let Some(scaling) = scaling else { return Ok(RopeScaling::None) };
-        let kind = scaling.get("rope_type").or_else(|| scaling.get("type")).and_then(Value::as_str);
-        let positive = |key: &str| match scaling.get(key).and_then(Value::as_f64) {
-            Some(number) if number.is_finite() && number > 0.0 => Ok(number),
-            _ => Err(Error::config(
-                format!("rope_scaling.{key}"),
-                "missing, or not a positive number",
-            )),
-        };
-        match kind {
-            // Dynamic scaling only begins beyond max_position_embeddings, and that is where contexts end here.
-            None | Some("default" | "dynamic") => Ok(RopeScaling::None),
-            Some("linear") => Ok(RopeScaling::Linear { factor: positive("factor")? }),
-            Some("llama3") => {
-                let low_freq_factor = positive("low_freq_factor")?;
-                let high_freq_factor = positive("high_freq_factor")?;
-                if high_freq_factor <= low_freq_factor {
-                    let problem = "not above low_freq_factor";
-                    return Err(Error::config("rope_scaling.high_freq_factor", problem));
-                }
-                let factor = positive("factor")?;
-                let original = positive("original_max_position_embeddings")? as usize;
-                Ok(RopeScaling::Llama3 {
-                    factor,
-                    low_freq_factor,
-                    high_freq_factor,
-                    original_max_position_embeddings: original,
-                })
+/// Reads rope_scaling, with the old name of its kind and the new one.
+fn rope_scaling(scaling: Option<&Value>) -> Result<RopeScaling, Error> {
+    let Some(scaling) = scaling else { return Ok(RopeScaling::None) };
+    let kind = scaling.get("rope_type").or_else(|| scaling.get("type")).and_then(Value::as_str);
+    let positive = |key: &str| match scaling.get(key).and_then(Value::as_f64) {
+        Some(number) if number.is_finite() && number > 0.0 => Ok(number),
+        _ => Err(Error::config(format!("rope_scaling.{key}"), "missing, or not a positive number")),
+    };
+    match kind {
+        // Dynamic scaling only begins beyond max_position_embeddings, and that is where contexts end here.
+        None | Some("default" | "dynamic") => Ok(RopeScaling::None),
+        Some("linear") => Ok(RopeScaling::Linear { factor: positive("factor")? }),
+        Some("llama3") => {
+            let low_freq_factor = positive("low_freq_factor")?;
+            let high_freq_factor = positive("high_freq_factor")?;
+            if high_freq_factor <= low_freq_factor {
+                let problem = "not above low_freq_factor";
+                return Err(Error::config("rope_scaling.high_freq_factor", problem));
             }
-            Some(other) => Err(unsupported(
-                format!(
-                    "rope_scaling {other} (max_position_embeddings {})",
-                    self.max_position_embeddings
-                ),
-                "linear, llama3, dynamic within the trained length",
-            )),
+            let factor = positive("factor")?;
+            let original = positive("original_max_position_embeddings")? as usize;
+            Ok(RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_position_embeddings: original,
+            })
         }
+        Some(other) => Err(unsupported(
+            format!("rope_scaling {}", printable(other)),
+            "linear, llama3, dynamic within the trained length",
+        )),
     }
 }
 
@@ -167,7 +166,7 @@ fn refuse_quantized(json: &Value) -> Result<(), Error> {
     let method =
         quantization.get("quant_method").and_then(Value::as_str).unwrap_or("of an unnamed method");
     Err(unsupported(
-        format!("quantization {method}"),
+        format!("quantization {}", printable(method)),
         "unquantized f32, f16 and bf16, or GGUF with Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 or K-quants",
     ))
 }
