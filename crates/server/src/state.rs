@@ -1,0 +1,139 @@
+//! What every route shares.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::available_parallelism;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use stallfree_engine::EngineHandle;
+use stallfree_tokenizer::{ChatTemplate, Tokenizer};
+use tokio::sync::Semaphore;
+
+use crate::{ApiError, Metrics, ServerConfig};
+
+/// What every route shares: the engine, the tokenizer, the settings. Cheap to clone.
+#[derive(Clone)]
+pub struct AppState(Arc<Shared>);
+
+struct Shared {
+    engine: Arc<dyn EngineHandle>,
+    tokenizer: Arc<Tokenizer>,
+    chat_template: Option<ChatTemplate>,
+    config: ServerConfig,
+    metrics: Arc<Metrics>,
+    created: u64,
+    tokenizing: Semaphore,
+    load: Arc<AtomicUsize>,
+}
+
+/// Counts a request as under way until it is dropped.
+#[derive(Debug)]
+pub(crate) struct LoadGuard(Arc<AtomicUsize>);
+
+impl AppState {
+    /// Puts a front together. `metrics` is the one whose observer the engine was given.
+    #[must_use]
+    pub fn new(
+        engine: Arc<dyn EngineHandle>,
+        tokenizer: Arc<Tokenizer>,
+        chat_template: Option<ChatTemplate>,
+        config: ServerConfig,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self(Arc::new(Shared {
+            engine,
+            tokenizer,
+            chat_template,
+            config,
+            metrics,
+            created: unix_seconds(),
+            tokenizing: Semaphore::new(available_parallelism().map_or(1, usize::from)),
+            load: Arc::default(),
+        }))
+    }
+
+    /// Returns the engine.
+    #[must_use]
+    pub fn engine(&self) -> &dyn EngineHandle {
+        &*self.0.engine
+    }
+
+    /// Returns the settings.
+    #[must_use]
+    pub fn config(&self) -> &ServerConfig {
+        &self.0.config
+    }
+
+    /// Returns the metrics.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
+    /// Returns how many requests for generation are under way.
+    #[must_use]
+    pub fn load(&self) -> usize {
+        self.0.load.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.0.tokenizer
+    }
+
+    pub(crate) fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.0.chat_template.as_ref()
+    }
+
+    /// Returns when the front was put together, in seconds since 1970.
+    pub(crate) fn created(&self) -> u64 {
+        self.0.created
+    }
+
+    /// Bounds how many long texts are tokenized at once: more than there are cores only take turns.
+    pub(crate) fn tokenizing(&self) -> &Semaphore {
+        &self.0.tokenizing
+    }
+
+    /// Counts a request in, unless there are too many already.
+    pub(crate) fn admit(&self) -> Result<LoadGuard, ApiError> {
+        let guard = LoadGuard(Arc::clone(&self.0.load));
+        let limit = self.config().limits.max_concurrent_requests;
+        if guard.0.fetch_add(1, Ordering::Relaxed) >= limit {
+            let message = format!("{limit} requests are under way, which is the limit.");
+            return Err(ApiError::Overloaded { message, retry_after: Duration::from_secs(1) });
+        }
+        Ok(guard)
+    }
+
+    /// Checks the name of the model that a request asks for; none means the one there is.
+    pub(crate) fn check_model(&self, name: Option<&str>) -> Result<(), ApiError> {
+        let served = &self.config().served_model_names;
+        match name {
+            Some(name) if !served.iter().any(|known| known == name) => {
+                Err(ApiError::UnknownModel(name.to_owned()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for AppState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AppState")
+            .field("engine", &self.0.engine)
+            .field("config", &self.0.config)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for LoadGuard {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Returns the seconds since 1970.
+pub(crate) fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
