@@ -2,6 +2,8 @@
 
 use std::f64::consts::TAU;
 
+const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
 /// A stream of random numbers, the same on every machine and in every version.
 #[derive(Debug)]
 pub(crate) struct Stream(u64);
@@ -16,9 +18,14 @@ impl Stream {
         )
     }
 
+    /// Returns this stream without its first `count` numbers.
+    pub(crate) fn skip(&self, count: u64) -> Self {
+        Self(self.0.wrapping_add(STEP.wrapping_mul(count)))
+    }
+
     /// Returns the next 64 random bits (SplitMix64, Steele et al. 2014).
     pub(crate) fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.0 = self.0.wrapping_add(STEP);
         let mut bits = self.0;
         bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -138,7 +138,7 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<Contents, Error> {
     // A tensor's record takes at least 24 bytes, a metadata entry 13.
     let num_tensors = cursor.count(24)?;
     let num_entries = cursor.count(13)?;
-    let mut metadata = HashMap::with_capacity(num_entries);
+    let mut metadata = HashMap::new();
     for _ in 0..num_entries {
         let key = cursor.string()?;
         let value = Value::read(&mut cursor)?;
@@ -154,7 +154,7 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<Contents, Error> {
         Some(_) => return Err(cursor.error("general.alignment is not between 1 and 65536")),
     };
     let data = cursor.position().next_multiple_of(alignment);
-    let mut tensors = HashMap::with_capacity(records.len());
+    let mut tensors = HashMap::new();
     for record in records {
         let (name, info) = record.locate(path, data, bytes.len())?;
         tensors.insert(name, info);

@@ -31,6 +31,9 @@ const UINT64: u32 = 10;
 const INT64: u32 = 11;
 const FLOAT64: u32 = 12;
 
+/// Vocabularies are the longest lists, and have far fewer tokens.
+const MAX_LEN: usize = 1 << 24;
+
 /// Real files nest once, if at all.
 const MAX_DEPTH: usize = 4;
 
@@ -49,6 +52,9 @@ impl Value {
     fn read_array(cursor: &mut Cursor<'_>, depth: usize) -> Result<Self, Error> {
         let kind = cursor.u32()?;
         let count = cursor.count(min_bytes(kind))?;
+        if count > MAX_LEN {
+            return Err(cursor.error(&format!("a list of {count} values; {MAX_LEN} are the most")));
+        }
         match kind {
             STRING => {
                 Ok(Self::Strings((0..count).map(|_| cursor.string()).collect::<Result<_, _>>()?))
