@@ -77,6 +77,7 @@ pub(crate) fn read(
     vocab_size: usize,
 ) -> Result<Common, ApiError> {
     refused::check(fields)?;
+    fields.string("user")?; // changes nothing, but is no reason to take anything
     let n = read_n(fields)?;
     let stream = read_stream(fields, config)?;
     let prompt_logprobs = read_logprobs(fields, "prompt_logprobs", config)?;

@@ -1,0 +1,17 @@
+//! The front as its clients see it: requests in, statuses, bodies and events out.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a helper's panic fails the test that called it"
+)]
+
+mod behaviors;
+mod engine;
+mod fuzz;
+mod model;
+mod openapi;
+mod parameters;
+mod protection;
+mod transcripts;
+mod world;
