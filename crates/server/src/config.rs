@@ -137,7 +137,7 @@ impl Default for CorsConfig {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            max_body_bytes: 32 << 20,
+            max_body_bytes: 16 << 20,
             max_concurrent_requests: 4096,
             max_connections: 8192,
             max_choices: 1024,

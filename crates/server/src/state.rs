@@ -12,6 +12,9 @@ use tokio::sync::Semaphore;
 
 use crate::{ApiError, Metrics, ServerConfig};
 
+/// Work on longer texts is done away from the threads that serve connections.
+const INLINE_BYTES: usize = 4096;
+
 /// What every route shares: the engine, the tokenizer, the settings. Cheap to clone.
 #[derive(Clone)]
 pub struct AppState(Arc<Shared>);
@@ -23,7 +26,8 @@ struct Shared {
     config: ServerConfig,
     metrics: Arc<Metrics>,
     created: u64,
-    tokenizing: Semaphore,
+    longest_token: usize,
+    computing: Semaphore,
     load: Arc<AtomicUsize>,
 }
 
@@ -41,6 +45,8 @@ impl AppState {
         config: ServerConfig,
         metrics: Arc<Metrics>,
     ) -> Self {
+        let ids = 0..u32::try_from(tokenizer.vocab_size()).unwrap_or(u32::MAX);
+        let longest_token = ids.map(|id| tokenizer.token_bytes(id).len()).max().unwrap_or(1).max(1);
         Self(Arc::new(Shared {
             engine,
             tokenizer,
@@ -48,7 +54,8 @@ impl AppState {
             config,
             metrics,
             created: unix_seconds(),
-            tokenizing: Semaphore::new(available_parallelism().map_or(1, usize::from)),
+            longest_token,
+            computing: Semaphore::new(available_parallelism().map_or(1, usize::from)),
             load: Arc::default(),
         }))
     }
@@ -90,9 +97,24 @@ impl AppState {
         self.0.created
     }
 
-    /// Bounds how many long texts are tokenized at once: more than there are cores only take turns.
-    pub(crate) fn tokenizing(&self) -> &Semaphore {
-        &self.0.tokenizing
+    /// Returns how many bytes of text a token stands for at most; at least 1.
+    pub(crate) fn longest_token(&self) -> usize {
+        self.0.longest_token
+    }
+
+    /// Does `work` on a text of so many bytes: if that is long, where it holds up no connection, and on no more threads than
+    /// there are cores.
+    pub(crate) async fn compute<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        if bytes <= INLINE_BYTES {
+            return Ok(work());
+        }
+        let _permit = self.0.computing.acquire().await;
+        let done = tokio::task::spawn_blocking(work).await;
+        done.map_err(|e| ApiError::Internal(format!("the text could not be processed: {e}")))
     }
 
     /// Counts a request in, unless there are too many already.

@@ -32,14 +32,14 @@ pub(crate) async fn read(state: &AppState, fields: &Fields) -> Result<ChatReques
         max_tokens: read_max_tokens(fields, config, common.stop.min_tokens)?,
         echo: false,
     };
-    let input = PromptInput::Text(conversation.render(state)?);
+    let (role, prefix) = conversation.presentation(fields)?;
+    let input = PromptInput::Text(conversation.render(state).await?);
     let prompt = prompt::resolve(state, input, &rules).await.map_err(|e| match e {
         ApiError::Invalid { message, param: Some(param) } if param == "prompt" => {
             ApiError::param("messages", message)
         }
         other => other,
     })?;
-    let (role, prefix) = conversation.presentation(fields)?;
     Ok(ChatRequest {
         generation: GenerationRequest::new(common, vec![prompt], logprobs),
         role,
@@ -86,20 +86,22 @@ impl Conversation {
     }
 
     /// Returns the conversation's text.
-    pub(crate) fn render(&self, state: &AppState) -> Result<String, ApiError> {
-        let template = self.template.as_ref().or(state.chat_template()).ok_or_else(|| {
-            ApiError::param(
+    pub(crate) async fn render(self, state: &AppState) -> Result<String, ApiError> {
+        let bytes = text_len(&self.messages);
+        let shared = state.clone();
+        let rendered = state.compute(bytes, move || {
+            let template = self.template.as_ref().or(shared.chat_template());
+            template.map(|template| template.render(&self.messages, &self.options))
+        });
+        match rendered.await? {
+            Some(Ok(text)) => Ok(text),
+            Some(Err(e)) if e.is_clients() => Err(ApiError::param("messages", e.to_string())),
+            Some(Err(e)) => Err(ApiError::Internal(e.to_string())),
+            None => Err(ApiError::param(
                 "messages",
                 "The model has no chat template: use /v1/completions, or start the server with --chat-template.",
-            )
-        })?;
-        template.render(&self.messages, &self.options).map_err(|e| {
-            if e.is_clients() {
-                ApiError::param("messages", e.to_string())
-            } else {
-                ApiError::Internal(e.to_string())
-            }
-        })
+            )),
+        }
     }
 
     /// Returns who speaks, and what each choice's text starts with.
@@ -111,6 +113,16 @@ impl Conversation {
         let echo = fields.bool("echo", false)? && text_of("role").as_ref() == Some(&role);
         let prefix = if echo { text_of("content") } else { None };
         Ok((role, prefix.unwrap_or_default()))
+    }
+}
+
+/// Returns how many bytes of text there are in a value.
+fn text_len(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len(),
+        Value::Array(items) => items.iter().map(text_len).sum(),
+        Value::Object(map) => map.values().map(text_len).sum(),
+        _ => 0,
     }
 }
 

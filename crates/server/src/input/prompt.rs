@@ -8,9 +8,6 @@ use super::sampling::token_list;
 use crate::request::Prompt;
 use crate::{ApiError, AppState};
 
-/// Texts longer than this are tokenized away from the threads that serve connections.
-const INLINE_BYTES: usize = 4096;
-
 /// A prompt as the client wrote it.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum PromptInput {
@@ -106,6 +103,7 @@ pub(crate) async fn resolve(
     let (written, mut token_ids) = match input {
         PromptInput::Tokens(token_ids) => (None, token_ids),
         PromptInput::Text(text) => {
+            check_length(state, &text, rules)?;
             let kept = rules.echo.then(|| text.clone());
             (kept, encode(state, text, rules.add_special_tokens).await?)
         }
@@ -124,21 +122,28 @@ pub(crate) async fn resolve(
     Ok(Prompt { token_ids, text, max_tokens })
 }
 
+/// Refuses a text that is too long whatever its tokens are, before any work is put into it.
+fn check_length(state: &AppState, text: &str, rules: &PromptRules) -> Result<(), ApiError> {
+    let max_model_len = state.engine().info().max_model_len;
+    let at_least = text.len() / state.longest_token();
+    if rules.truncate.is_some() || at_least <= max_model_len {
+        return Ok(());
+    }
+    let message = format!(
+        "This model's maximum context length is {max_model_len} tokens, but the prompt has more than {at_least}."
+    );
+    Err(ApiError::param("prompt", message))
+}
+
 /// Tokenizes a text; a long one where it holds nobody up.
 pub(crate) async fn encode(
     state: &AppState,
     text: String,
     add_special_tokens: bool,
 ) -> Result<Vec<TokenId>, ApiError> {
-    let encoded = if text.len() <= INLINE_BYTES {
-        state.tokenizer().encode(&text, add_special_tokens)
-    } else {
-        let _permit = state.tokenizing().acquire().await;
-        let tokenizer = state.tokenizer().clone();
-        tokio::task::spawn_blocking(move || tokenizer.encode(&text, add_special_tokens))
-            .await
-            .map_err(|e| ApiError::Internal(format!("the tokenizer failed: {e}")))?
-    };
+    let tokenizer = state.tokenizer().clone();
+    let encoded =
+        state.compute(text.len(), move || tokenizer.encode(&text, add_special_tokens)).await?;
     encoded.map_err(|e| ApiError::param("prompt", e.to_string()))
 }
 

@@ -17,7 +17,7 @@ pub(crate) async fn tokenize(
     state.check_model(fields.string("model")?)?;
     let is_chat = fields.value("messages").is_some();
     let text = if is_chat {
-        Conversation::read(&fields, &state)?.render(&state)?
+        Conversation::read(&fields, &state)?.render(&state).await?
     } else {
         let prompt = fields.string("prompt")?;
         prompt.ok_or_else(|| ApiError::param("prompt", "`prompt` is required."))?.to_owned()
