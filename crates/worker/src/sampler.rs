@@ -5,13 +5,13 @@ use std::collections::HashMap;
 
 use stallfree_core::{History, SampleSpec, SamplingParams, TokenId, TokenLogprob};
 
-use crate::draw::{argmax, draw, uniform};
+use crate::draw::{Candidate, argmax, draw, uniform};
 use crate::logprobs::logprobs;
 
 /// The model produced something that is no number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the model produced a logit that is not a number; its weights or its number format are unsound"
+    "the model produced a logit that is not a finite number; its weights or its number format are unsound"
 )]
 pub struct SamplerError;
 
@@ -19,25 +19,29 @@ pub struct SamplerError;
 #[derive(Debug, Default)]
 pub struct Sampler {
     adjusted: Vec<f32>,
-    candidates: Vec<(TokenId, f32)>,
+    candidates: Vec<Candidate>,
 }
 
 impl Sampler {
     /// Draws a token from `logits`, with logprobs if the settings ask for them.
     ///
+    /// If everything is banned, the most likely token is drawn all the same: a client's bans must not stop an engine.
+    ///
     /// # Errors
-    /// A logit is NaN.
+    /// A logit is NaN or plus infinity.
     pub fn sample(
         &mut self,
         logits: &[f32],
         spec: &SampleSpec,
     ) -> Result<(TokenId, Vec<TokenLogprob>), SamplerError> {
-        if logits.iter().any(|logit| logit.is_nan()) {
+        if !logits.iter().all(|&logit| logit < f32::INFINITY) {
             return Err(SamplerError);
         }
         let params = &*spec.params;
         let Self { adjusted, candidates } = self;
         let row = if is_plain(spec) { logits } else { adjust(adjusted, logits, spec) };
+        let all_banned = row[argmax(row) as usize] == f32::NEG_INFINITY;
+        let row = if all_banned { logits } else { row };
         let token = if params.temperature <= 0.0 {
             argmax(row)
         } else {
@@ -52,14 +56,10 @@ fn adjust<'a>(row: &'a mut Vec<f32>, logits: &[f32], spec: &SampleSpec) -> &'a [
     row.clear();
     row.extend_from_slice(logits);
     for &(token, bias) in &spec.params.logit_bias {
-        if let Some(logit) = row.get_mut(token as usize) {
-            *logit += bias;
-        }
+        change(row, token, |logit| logit + bias);
     }
     for &token in spec.banned.iter() {
-        if let Some(logit) = row.get_mut(token as usize) {
-            *logit = f32::NEG_INFINITY;
-        }
+        change(row, token, |_| f32::NEG_INFINITY);
     }
     if let Some(history) = &spec.history {
         penalize(row, &spec.params, history);
@@ -79,13 +79,21 @@ fn penalize(row: &mut [f32], params: &SamplingParams, history: &History) {
         *counts.entry(token).or_default() += produced;
     }
     for (token, count) in counts {
-        let Some(logit) = row.get_mut(token as usize) else { continue };
-        let factor = params.repetition_penalty;
-        *logit = if *logit > 0.0 { *logit / factor } else { *logit * factor };
-        *logit -= params.frequency_penalty * count;
-        if count > 0.0 {
-            *logit -= params.presence_penalty;
-        }
+        change(row, token, |logit| {
+            let factor = params.repetition_penalty;
+            let logit = if logit > 0.0 { logit / factor } else { logit * factor };
+            let presence = if count > 0.0 { params.presence_penalty } else { 0.0 };
+            logit - params.frequency_penalty * count - presence
+        });
+    }
+}
+
+/// Changes one logit and keeps it below infinity and a number: extreme settings are a client's to choose, and must not look
+/// like a damaged model. Tokens outside the vocabulary are ignored.
+fn change(row: &mut [f32], token: TokenId, to: impl Fn(f32) -> f32) {
+    if let Some(logit) = row.get_mut(token as usize) {
+        let changed = to(*logit);
+        *logit = if changed.is_nan() { f32::NEG_INFINITY } else { changed.min(f32::MAX) };
     }
 }
 
@@ -132,6 +140,10 @@ mod tests {
         let frequency = SamplingParams { frequency_penalty: 0.2, ..greedy() };
         check(&logits, &spec(frequency.clone(), &[], Some((&[0, 1, 1], 1))), Ok(1));
         check(&logits, &spec(frequency, &[], Some((&[0, 1, 1, 1], 1))), Ok(2));
+        check(&[1.0, f32::INFINITY], &spec(greedy(), &[], None), Err(SamplerError));
+        check(&logits, &spec(greedy(), &[0, 1, 2, 3], None), Ok(1));
+        let extreme = SamplingParams { repetition_penalty: 1e-40, ..greedy() };
+        check(&logits, &spec(extreme, &[], Some((&[2], 1))), Ok(2));
         let repetition = SamplingParams { repetition_penalty: 1.5, ..greedy() };
         check(&logits, &spec(repetition, &[], Some((&[1], 1))), Ok(2));
     }
