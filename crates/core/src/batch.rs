@@ -68,7 +68,7 @@ pub struct SampleSpec {
 /// A sequence's tokens so far, for penalties.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct History {
-    /// Prompt, then output.
+    /// Prompt, then output; tokens that batches in flight are about to sample are [`PENDING_TOKEN`].
     pub tokens: Vec<TokenId>,
     /// How many of them are the prompt.
     pub prompt_len: usize,

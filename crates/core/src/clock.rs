@@ -11,6 +11,8 @@ pub struct Time(Duration);
 impl Time {
     /// The clock's start.
     pub const ZERO: Self = Self(Duration::ZERO);
+    /// Later than any other moment.
+    pub const MAX: Self = Self(Duration::MAX);
 
     /// Returns the moment `since_start` after the clock's start.
     #[must_use]

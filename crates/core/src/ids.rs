@@ -1,6 +1,8 @@
 //! Identifiers.
 
+use std::collections::HashMap;
 use std::fmt;
+use std::hash::{BuildHasherDefault, Hasher};
 
 /// A token's index in the model's vocabulary.
 ///
@@ -32,4 +34,28 @@ id! {
 id! {
     /// A batch's number, counted from 0 in the order of submission.
     BatchId(u64)
+}
+
+/// A map by sequence, quick enough to be asked for every sequence in every step.
+pub type SeqMap<V> = HashMap<SeqId, V, BuildHasherDefault<SeqIdHasher>>;
+
+/// Hashes a [`SeqId`]: the engine counts them up itself, so nobody can choose colliding ones.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SeqIdHasher(u64);
+
+impl Hasher for SeqIdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u64(self.0.rotate_left(8) ^ u64::from(byte));
+        }
+    }
+
+    fn write_u64(&mut self, value: u64) {
+        // The map takes the high bits too; an odd factor spreads consecutive numbers over all of them.
+        self.0 = value.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
 }

@@ -14,6 +14,6 @@ mod sampling;
 pub use batch::{Batch, Chunk, History, PENDING_TOKEN, PromptLogprobs, SampleSpec};
 pub use clock::{Clock, Time, WallClock};
 pub use executor::{Executor, ExecutorError, KvGeometry, SampledToken, StepOutput, TokenLogprob};
-pub use ids::{BatchId, BlockId, SeqId, TokenId};
+pub use ids::{BatchId, BlockId, SeqId, SeqIdHasher, SeqMap, TokenId};
 pub use request::{FinishReason, Request, StopRules};
 pub use sampling::SamplingParams;

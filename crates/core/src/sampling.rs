@@ -55,6 +55,8 @@ impl SamplingParams {
     #[must_use]
     #[expect(clippy::float_cmp, reason = "exactly the neutral value switches a penalty off")]
     pub fn needs_history(&self) -> bool {
-        self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
+        self.repetition_penalty != 1.0
+            || self.presence_penalty != 0.0
+            || self.frequency_penalty != 0.0
     }
 }

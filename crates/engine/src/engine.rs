@@ -1,41 +1,27 @@
-//! The step loop as a state machine.
+//! The engine: from requests to tokens, one step at a time.
 //!
-//! [`Engine::step`] is all there is: it knows no thread, no channel and no clock, so that serving, tests and simulations
-//! run the same code. On the main path it comes after the tokenizer; the policy that it asks, `scheduler/policy/sarathi.rs`, is
-//! next.
+//! A state machine: [`Engine::step`] takes commands and the time and returns when it wants to be called again. It has no
+//! thread, no channel and no clock of its own (the drivers `threaded.rs` and `replay.rs` bring those), knows no text
+//! and no HTTP, and leaves the choice of who runs to the planner and all computing to the executor.
+//!
+//! On the main path after the tokenizer's `tokenizer.rs`, before the scheduler's `policy/sarathi.rs`.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::fmt;
 use std::task::Waker;
 use std::time::Duration;
 
 use stallfree_core::{
-    BatchId, Executor, FinishReason, Request, SampledToken, SeqId, StepOutput, Time, TokenLogprob,
+    BatchId, Executor, FinishReason, Request, SampledToken, SeqId, SeqMap, StepOutput, Time,
 };
 use stallfree_scheduler::{Plan, Planner, Sequence};
 
-use crate::batch::build_batch;
-use crate::live::Live;
-use crate::{EngineInfo, EngineStats, OutputSender, StepChunk, StepObserver, StepRecord};
+use crate::batch_builder::BatchBuilder;
+use crate::record::{InFlight, observe};
+use crate::state::{News, SeqState};
+use crate::{EngineInfo, EngineStats, OutputSender, OutputToken, StepObserver};
 
-/// How long a step may take beyond ten times its prediction, which knows nothing at first.
-const HANG_GRACE: Duration = Duration::from_secs(30);
-
-/// Plans steps, submits them and hands out what they produce.
-pub struct Engine {
-    planner: Planner,
-    executor: Box<dyn Executor>,
-    observer: Option<Box<dyn StepObserver>>,
-    info: EngineInfo,
-    live: HashMap<SeqId, Live>,
-    in_flight: VecDeque<InFlight>,
-    next_batch: u64,
-    stats: EngineStats,
-    dead: Option<String>,
-    was_idle: bool,
-}
-
-/// What the outside tells an engine.
+/// What the outside asks of an engine.
 #[derive(Debug)]
 pub enum Command {
     /// Run a request.
@@ -49,34 +35,42 @@ pub enum Command {
         /// Where its output goes.
         output: OutputSender,
     },
-    /// Forget a sequence, wherever it is.
+    /// End a sequence; without effect if it has ended.
     Cancel(SeqId),
 }
 
-/// When to call [`Engine::step`] again; a command is always a reason.
+/// When an engine wants its next step. New commands are always a reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wake {
-    /// Once the executor wakes its waker.
-    Output,
-    /// At this moment.
+    /// At this moment the oldest batch in flight completes.
     At(Time),
+    /// When the executor's waker is woken.
+    Output,
     /// There is nothing to do.
     Idle,
 }
 
-/// A batch that the executor works on.
-#[derive(Debug)]
-struct InFlight {
-    batch: BatchId,
-    plan: Plan,
-    started: Time,
-    /// After this moment the step counts as hung.
-    deadline: Time,
-    record: StepRecord,
+/// Runs sequences on an executor in the order that a policy chooses.
+pub struct Engine {
+    planner: Planner,
+    executor: Box<dyn Executor>,
+    builder: BatchBuilder,
+    info: EngineInfo,
+    seqs: SeqMap<SeqState>,
+    in_flight: VecDeque<InFlight>,
+    /// What collected outputs have for readers; passed on once the device has its next batch.
+    news: Vec<(SeqId, News)>,
+    observer: Option<Box<dyn StepObserver>>,
+    stats: EngineStats,
+    num_finished: u64,
+    next_batch: u64,
+    last_collected: Time,
+    was_idle: bool,
+    dead: Option<String>,
 }
 
 impl Engine {
-    /// Makes an engine. `info` says what `planner` was made with.
+    /// Makes an engine that computes on `executor`. `info` says what `planner` was made with.
     #[must_use]
     pub fn new(
         planner: Planner,
@@ -84,196 +78,197 @@ impl Engine {
         observer: Option<Box<dyn StepObserver>>,
         info: EngineInfo,
     ) -> Self {
+        let stats = EngineStats { num_blocks: info.kv.num_blocks, ..EngineStats::default() };
         Self {
             planner,
             executor,
-            observer,
+            builder: BatchBuilder::new(info.kv.block_size),
             info,
-            live: HashMap::new(),
+            seqs: SeqMap::default(),
             in_flight: VecDeque::new(),
+            news: Vec::new(),
+            observer,
+            stats,
+            num_finished: 0,
             next_batch: 0,
-            stats: EngineStats::default(),
-            dead: None,
+            last_collected: Time::ZERO,
             was_idle: true,
+            dead: None,
         }
     }
 
-    /// Takes commands, takes finished batches, plans and submits the next ones.
+    /// Does all that can be done now, and returns when there will be more.
+    ///
+    /// Planning comes right after collecting, and readers hear of tokens only when the device is busy again. With two
+    /// batches in flight, planning step k + 1 overlaps computing step k.
     pub fn step(&mut self, now: Time, inbox: impl IntoIterator<Item = Command>) -> Wake {
-        for command in inbox {
-            self.obey(command);
-        }
-        if let Err(reason) = self.collect(now) {
-            self.fail(reason);
-        }
-        self.submit(now);
+        self.drain(inbox, now);
+        self.collect(now);
+        self.schedule(now);
+        self.emit();
         self.refresh_stats();
         self.check_when_idle();
-        match (self.in_flight.is_empty(), self.executor.ready_at()) {
-            (true, _) => Wake::Idle,
-            (false, Some(ready)) => Wake::At(ready),
-            (false, None) => Wake::Output,
-        }
+        self.wake()
     }
 
-    /// Returns what does not change.
-    #[must_use]
-    pub const fn info(&self) -> &EngineInfo {
-        &self.info
-    }
-
-    /// Returns counters and gauges as of the last step.
-    #[must_use]
-    pub const fn stats(&self) -> &EngineStats {
-        &self.stats
-    }
-
-    /// Returns why the engine is lost, if it is.
-    #[must_use]
-    pub fn dead(&self) -> Option<&str> {
-        self.dead.as_deref()
-    }
-
-    /// Returns when the oldest batch in flight counts as hung.
-    #[must_use]
-    pub fn deadline(&self) -> Option<Time> {
-        self.in_flight.front().map(|batch| batch.deadline)
-    }
-
-    /// Sets who is woken when the executor has an output.
-    pub fn set_waker(&mut self, waker: Waker) {
-        self.executor.set_waker(waker);
-    }
-
-    fn obey(&mut self, command: Command) {
-        match command {
-            Command::Add { output, .. } if self.dead.is_some() => {
-                output.fail(self.dead.as_deref().unwrap_or_default());
-            }
-            Command::Add { id, request, arrived, output } => self.add(id, request, arrived, output),
-            Command::Cancel(id) => {
-                self.planner.abort(id);
-                self.live.remove(&id);
+    fn drain(&mut self, inbox: impl IntoIterator<Item = Command>, now: Time) {
+        for command in inbox {
+            match command {
+                Command::Add { id, request, arrived, output } => {
+                    self.add(id, request, arrived, output);
+                }
+                Command::Cancel(seq) => self.end(seq, FinishReason::Abort, now),
             }
         }
     }
 
     fn add(&mut self, id: SeqId, request: Request, arrived: Time, output: OutputSender) {
+        if let Some(reason) = &self.dead {
+            return output.fail(reason);
+        }
         let Request { prompt, sampling, stop, priority } = request;
         let max_total_len = prompt.len().saturating_add(stop.max_tokens);
         let mut seq = Sequence::new(id, prompt, max_total_len, priority, arrived);
+        // Tokens found in the cache are not computed, so nothing would know their logprobs.
         seq.reads_prefix_cache = sampling.prompt_logprobs.is_none();
         match self.planner.add(seq) {
             Ok(()) => {
-                self.live.insert(id, Live::new(sampling, stop, arrived, output));
+                self.seqs.insert(id, SeqState::new(sampling, stop, output, arrived));
             }
             Err(error) => output.fail(&error.to_string()),
         }
     }
 
-    fn collect(&mut self, now: Time) -> Result<(), String> {
+    fn collect(&mut self, now: Time) {
         while !self.in_flight.is_empty() {
-            let Some(output) = self.executor.collect(now).map_err(|error| error.to_string())?
-            else {
-                break;
-            };
-            if let Some(batch) = self.in_flight.pop_front() {
-                self.emit(batch, output, now);
+            match self.executor.collect(now) {
+                Ok(Some(output)) => self.complete(output, now),
+                Ok(None) => return,
+                Err(error) => return self.fail(&error.to_string()),
             }
         }
-        Ok(())
     }
 
-    fn emit(&mut self, batch: InFlight, output: StepOutput, now: Time) {
+    /// Takes the output of the oldest batch. What it has for sequences that ended meanwhile is ignored.
+    fn complete(&mut self, output: StepOutput, now: Time) {
+        let Some(batch) = self.in_flight.pop_front() else { return };
+        self.last_collected = now;
+        self.stats.num_steps += 1;
         self.planner.complete(&batch.plan.chunks);
-        for (id, logprobs) in output.prompt_logprobs {
+        let num_sampled = output.tokens.len();
+        for (id, lists) in output.prompt_logprobs {
             let chunk = batch.plan.chunks.iter().find(|chunk| chunk.seq == id);
-            self.emit_prompt_logprobs(id, chunk.map_or(0, |chunk| chunk.start), logprobs);
+            let seq = self.planner.sequence(id).zip(self.seqs.get_mut(&id));
+            if let Some((chunk, (seq, state))) = chunk.zip(seq) {
+                self.news.push((id, state.take_prompt_logprobs(seq, chunk.start, lists)));
+            }
         }
         for sampled in output.tokens {
-            self.emit_token(sampled, now);
+            self.take_token(sampled, now);
         }
-        self.stats.num_steps += 1;
-        if let Some(observer) = &mut self.observer {
-            observer.on_step(&StepRecord { finished: now, ..batch.record });
-        }
-    }
-
-    fn emit_prompt_logprobs(&mut self, id: SeqId, start: usize, logprobs: Vec<Vec<TokenLogprob>>) {
-        if let (Some(live), Some(seq)) = (self.live.get_mut(&id), self.planner.sequence(id)) {
-            live.emit_prompt_logprobs(seq, start, logprobs);
+        if let Some((observer, record)) =
+            self.observer.as_mut().zip(batch.into_record(now, num_sampled))
+        {
+            observer.on_step(&record);
         }
     }
 
-    fn emit_token(&mut self, sampled: SampledToken, now: Time) {
-        // A sequence that is gone by now was cancelled, or had ended before its last batch was done.
-        let id = sampled.seq;
-        let Some(seq) = self.planner.append_token(id, sampled.token) else { return };
-        let Some(live) = self.live.get_mut(&id) else { return };
+    fn take_token(&mut self, sampled: SampledToken, now: Time) {
+        let SampledToken { seq: id, token, logprobs } = sampled;
+        let Some(seq) = self.planner.append_token(id, token) else { return };
+        let Some(state) = self.seqs.get_mut(&id) else { return };
         self.stats.generation_tokens += 1;
-        if seq.output().len() == 1 {
-            self.stats.prompt_tokens += seq.prompt_len as u64;
-        }
-        if live.emit_token(seq, sampled, now) {
-            self.planner.finish(id);
-            self.live.remove(&id);
+        self.stats.prompt_tokens += if seq.output().len() == 1 { seq.prompt_len as u64 } else { 0 };
+        let (news, ended) = state.take_token(seq, OutputToken { token, logprobs, at: now });
+        self.news.push((id, news));
+        if let Some(reason) = ended {
+            self.end(id, reason, now);
         }
     }
 
-    fn submit(&mut self, now: Time) {
-        while self.dead.is_none() && self.in_flight.len() < self.executor.max_in_flight() {
+    /// Ends a sequence, whose blocks are free from now on.
+    fn end(&mut self, id: SeqId, reason: FinishReason, now: Time) {
+        let Some(seq) = self.planner.finish(id) else { return };
+        let Some(state) = self.seqs.get_mut(&id) else { return };
+        self.num_finished += 1;
+        self.news.push((id, state.finish(&seq, reason, now)));
+    }
+
+    /// Plans and submits until the executor has all the batches that it takes, or there is nothing to compute.
+    fn schedule(&mut self, now: Time) {
+        while self.in_flight.len() < self.executor.max_in_flight() {
             let plan = self.planner.schedule(now);
-            for id in &plan.preempted {
-                tracing::debug!(
-                    seq = id.0,
-                    "preempted for want of blocks; its KV will be recomputed"
-                );
-            }
+            self.log_preemptions(&plan);
             if plan.is_empty() {
-                return;
+                break;
             }
             let id = BatchId(self.next_batch);
             self.next_batch += 1;
-            let batch = build_batch(id, &plan, &self.planner, &self.live);
-            let deadline = now + self.executor.predict(&batch) * 10 + HANG_GRACE;
-            let record = self.record(id, &plan, now);
+            let batch = self.builder.build(id, &plan, &self.planner, &self.seqs);
+            let predicted = self.executor.predict(&batch);
             self.executor.submit(batch, now);
-            self.in_flight.push_back(InFlight { batch: id, plan, started: now, deadline, record });
+            let observed = self.observer.is_some().then(|| observe(&plan, &self.planner));
+            self.in_flight.push_back(InFlight { id, plan, submitted: now, predicted, observed });
+        }
+        if self.in_flight.is_empty() && !self.planner.is_idle() {
+            let load = self.planner.load();
+            self.fail(&format!(
+                "scheduler `{}` plans nothing, with nothing in flight, {} sequences running and {} waiting",
+                self.info.scheduler, load.num_running, load.num_waiting
+            ));
         }
     }
 
-    fn record(&self, batch: BatchId, plan: &Plan, now: Time) -> StepRecord {
-        let load = self.planner.load();
-        let chunk = |chunk: &stallfree_scheduler::PlannedChunk| {
-            let prompt_len = self.planner.sequence(chunk.seq).map_or(0, |seq| seq.prompt_len);
-            let decodes = chunk.num_tokens == 1 && chunk.start >= prompt_len;
-            StepChunk {
-                seq: chunk.seq,
-                num_prompt_tokens: if decodes { 0 } else { chunk.num_tokens },
-                num_output_tokens: usize::from(decodes),
+    fn log_preemptions(&self, plan: &Plan) {
+        for id in &plan.preempted {
+            let Some(seq) = self.planner.sequence(*id) else { continue };
+            let (num_tokens, num_preemptions) = (seq.tokens.len(), seq.num_preemptions);
+            tracing::debug!(seq = %id, num_tokens, num_preemptions, "preempted for want of blocks");
+        }
+    }
+
+    fn emit(&mut self) {
+        for (id, news) in self.news.drain(..) {
+            let is_last = news.finished.is_some();
+            if let Some(state) = self.seqs.get_mut(&id) {
+                state.emit(news);
             }
-        };
-        StepRecord {
-            batch,
-            started: now,
-            finished: now,
-            num_sampled: plan.chunks.iter().filter(|chunk| chunk.samples).count(),
-            chunks: plan.chunks.iter().map(chunk).collect(),
-            preempted: plan.preempted.clone(),
-            num_waiting: load.num_waiting,
-            num_running: load.num_running,
+            if is_last {
+                self.seqs.remove(&id);
+            }
         }
     }
 
-    /// Ends everything: an executor that failed is lost with all that was in flight.
-    fn fail(&mut self, reason: String) {
-        tracing::error!(reason, "the engine is lost");
-        for (id, live) in self.live.drain() {
-            self.planner.abort(id);
-            live.output.fail(&reason);
+    fn wake(&self) -> Wake {
+        if self.in_flight.is_empty() {
+            return Wake::Idle;
         }
+        self.executor.ready_at().map_or(Wake::Output, Wake::At)
+    }
+
+    /// Ends every sequence with an error; the engine takes no more. What was in flight is forgotten.
+    pub fn fail(&mut self, reason: &str) {
+        self.dead = Some(reason.to_owned());
+        tracing::error!(reason, "the engine is lost");
         self.in_flight.clear();
-        self.dead = Some(reason);
+        self.news.clear();
+        for (id, state) in self.seqs.drain() {
+            self.planner.abort(id);
+            state.output.fail(reason);
+        }
+        self.refresh_stats();
+    }
+
+    /// Checks the books whenever the engine falls idle, when nobody waits for it.
+    fn check_when_idle(&mut self) {
+        let is_idle = self.planner.is_idle() && self.in_flight.is_empty();
+        if is_idle
+            && !self.was_idle
+            && let Err(error) = self.planner.check_integrity()
+        {
+            self.fail(&format!("the KV cache's books disagree: {error}"));
+        }
+        self.was_idle = is_idle;
     }
 
     fn refresh_stats(&mut self) {
@@ -288,37 +283,53 @@ impl Engine {
         stats.num_preemptions = load.num_preemptions;
     }
 
-    /// Checks the books whenever the engine falls idle, when nobody waits for it.
-    fn check_when_idle(&mut self) {
-        let idle = self.planner.is_idle() && self.in_flight.is_empty();
-        if idle
-            && !self.was_idle
-            && self.dead.is_none()
-            && let Err(what) = self.planner.check_integrity()
-        {
-            self.fail(format!("the KV cache's books disagree: {what}"));
-        }
-        self.was_idle = idle;
+    /// Sets who is woken when an output is there to be collected.
+    pub fn set_waker(&mut self, waker: Waker) {
+        self.executor.set_waker(waker);
+    }
+
+    /// Returns what does not change while the engine runs.
+    #[must_use]
+    pub const fn info(&self) -> &EngineInfo {
+        &self.info
+    }
+
+    /// Returns the counters and gauges as of the last step.
+    #[must_use]
+    pub const fn stats(&self) -> &EngineStats {
+        &self.stats
+    }
+
+    /// Returns how many sequences have ended, ever.
+    #[must_use]
+    pub const fn num_finished(&self) -> u64 {
+        self.num_finished
+    }
+
+    /// Returns since when the device has worked on the oldest batch in flight, and about how long that takes.
+    #[must_use]
+    pub fn current_step(&self) -> Option<(Time, Duration)> {
+        let oldest = self.in_flight.front()?;
+        Some((oldest.submitted.max(self.last_collected), oldest.predicted))
+    }
+
+    /// Returns why the engine is lost, if it is.
+    #[must_use]
+    pub fn dead(&self) -> Option<&str> {
+        self.dead.as_deref()
+    }
+
+    /// Checks the planner's bookkeeping.
+    ///
+    /// # Errors
+    /// What disagrees, in words.
+    pub fn check_integrity(&self) -> Result<(), String> {
+        self.planner.check_integrity()
     }
 }
 
 impl fmt::Debug for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let in_flight = self.in_flight.iter().map(|batch| (batch.batch, batch.started));
-        f.debug_struct("Engine")
-            .field("info", &self.info)
-            .field("in_flight", &in_flight.collect::<Vec<_>>())
-            .finish_non_exhaustive()
-    }
-}
-
-/// Ends a sequence's life in words that its reader understands.
-pub(crate) fn finish_reason(seq: &Sequence, stops: bool) -> Option<FinishReason> {
-    if stops {
-        Some(FinishReason::Stop)
-    } else if seq.tokens.len() >= seq.max_total_len {
-        Some(FinishReason::Length)
-    } else {
-        None
+        f.debug_struct("Engine").field("info", &self.info).finish_non_exhaustive()
     }
 }

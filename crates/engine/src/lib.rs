@@ -1,10 +1,17 @@
 //! The step loop, and the handle that others hold.
+//!
+//! [`Engine`] is the state machine, `engine.rs` its heart and a stop on the main path (after the tokenizer, before the scheduler's
+//! `policy/sarathi.rs`). [`ThreadedEngine`] drives it to serve, [`Replay`] in virtual time. What stands above knows an engine only as an
+//! [`EngineHandle`]. Nothing here knows text, HTTP, or how a batch is computed.
 
-mod batch;
+mod batch_builder;
 mod engine;
 mod handle;
-mod live;
+mod heartbeat;
 mod output;
+mod record;
+mod replay;
+mod state;
 mod threaded;
 
 pub use engine::{Command, Engine, Wake};
@@ -13,4 +20,5 @@ pub use handle::{
     SeqTimes, StepChunk, StepObserver, StepRecord, SubmitError,
 };
 pub use output::{OutputSender, OutputStream, output_stream};
+pub use replay::Replay;
 pub use threaded::ThreadedEngine;

@@ -1,88 +1,61 @@
-//! Runs an [`Engine`] on a thread of its own, behind [`EngineHandle`].
+//! Drives an engine on a thread of its own: the driver for serving.
+//!
+//! It waits, and nothing else: for commands, for the executor's waker, or until the moment that the engine named. Requests
+//! beyond the queue's limit are refused, so its inbox is bounded: by the limit, and by one cancellation a stream.
 
+use std::any::Any;
+use std::fmt;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
-use std::thread::{self, JoinHandle};
+use std::thread::{self, JoinHandle, Thread};
 use std::time::Duration;
 
 use stallfree_core::{Clock, Request, SeqId, Time};
 
-use crate::engine::{Command, Wake};
+use crate::heartbeat::Heartbeat;
 use crate::output::Unpark;
 use crate::{
-    Engine, EngineHandle, EngineInfo, EngineStats, Health, OutputStream, SubmitError, output_stream,
+    Command, Engine, EngineHandle, EngineInfo, EngineStats, Health, OutputStream, SubmitError,
+    Wake, output_stream,
 };
 
-/// An engine on a thread. Dropping it ends the thread; what still runs then fails.
-#[derive(Debug)]
+/// A step that takes no longer than this is never late.
+const LATE_AFTER: Duration = Duration::from_secs(10);
+
+/// A step is late if it takes longer than this many times its prediction. Predictions know little at first.
+const LATE_FACTOR: u32 = 10;
+
+/// An engine that runs on its own thread; dropping it ends what still runs and joins the thread.
 pub struct ThreadedEngine {
     shared: Arc<Shared>,
-    info: EngineInfo,
-    max_waiting: usize,
     thread: Option<JoinHandle<()>>,
 }
 
-/// What the thread shares with its handle and the streams.
 struct Shared {
+    info: EngineInfo,
+    max_waiting: usize,
     clock: Arc<dyn Clock>,
-    inbox: Mutex<Inbox>,
-    stats: Mutex<EngineStats>,
-    dead: Mutex<Option<String>>,
-    /// Nanoseconds at which the oldest batch counts as hung; `u64::MAX` if none is in flight.
-    deadline: AtomicU64,
     next_seq: AtomicU64,
-    draining: AtomicBool,
-    stopping: AtomicBool,
+    heartbeat: Heartbeat,
+    state: Mutex<State>,
 }
 
-#[derive(Debug, Default)]
-struct Inbox {
+/// What handles and the engine's thread share.
+#[derive(Default)]
+struct State {
     commands: Vec<Command>,
-    num_added: usize,
-    engine: Option<Waker>,
-}
-
-impl std::fmt::Debug for Shared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").finish_non_exhaustive()
-    }
-}
-
-/// Locks what a panic leaves whole: every critical section here is a few moves.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Shared {
-    fn send(&self, command: Command) {
-        let mut inbox = lock(&self.inbox);
-        inbox.num_added += usize::from(matches!(command, Command::Add { .. }));
-        inbox.commands.push(command);
-        if let Some(engine) = &inbox.engine {
-            engine.wake_by_ref();
-        }
-    }
-
-    fn take_commands(&self) -> Vec<Command> {
-        std::mem::take(&mut lock(&self.inbox).commands)
-    }
-
-    /// Makes the last step's results visible. Requests taken from the inbox count as waiting until then.
-    fn publish(&self, engine: &Engine) {
-        let deadline = engine.deadline().map(|time| time.since_start().as_nanos());
-        let deadline = deadline.and_then(|nanos| u64::try_from(nanos).ok()).unwrap_or(u64::MAX);
-        self.deadline.store(deadline, Ordering::Relaxed);
-        let mut inbox = lock(&self.inbox);
-        *lock(&self.stats) = engine.stats().clone();
-        let added = |command: &&Command| matches!(command, Command::Add { .. });
-        inbox.num_added = inbox.commands.iter().filter(added).count();
-        drop(inbox);
-        if let Some(reason) = engine.dead() {
-            lock(&self.dead).get_or_insert_with(|| reason.to_owned());
-        }
-    }
+    /// Whom to unpark when there are commands.
+    thread: Option<Thread>,
+    /// As of the last step, but for `num_waiting`, which counts the commands too.
+    stats: EngineStats,
+    /// Per sequence, how long it took lately until the next one ended.
+    finish_interval: Duration,
+    draining: bool,
+    quitting: bool,
+    failure: Option<String>,
 }
 
 impl ThreadedEngine {
@@ -90,103 +63,69 @@ impl ThreadedEngine {
     ///
     /// # Errors
     /// The system refuses a thread.
-    pub fn spawn(
-        engine: Engine,
-        clock: Arc<dyn Clock>,
-        max_waiting: usize,
-    ) -> std::io::Result<Self> {
-        let info = engine.info().clone();
+    pub fn spawn(engine: Engine, clock: Arc<dyn Clock>, max_waiting: usize) -> io::Result<Self> {
         let shared = Arc::new(Shared {
+            info: engine.info().clone(),
+            max_waiting,
             clock,
-            inbox: Mutex::default(),
-            stats: Mutex::new(EngineStats {
-                num_blocks: info.kv.num_blocks,
-                ..EngineStats::default()
-            }),
-            dead: Mutex::default(),
-            deadline: AtomicU64::new(u64::MAX),
             next_seq: AtomicU64::new(0),
-            draining: AtomicBool::new(false),
-            stopping: AtomicBool::new(false),
+            heartbeat: Heartbeat::idle(),
+            state: Mutex::new(State { stats: engine.stats().clone(), ..State::default() }),
         });
-        let here = Arc::clone(&shared);
-        let thread =
-            thread::Builder::new().name("stallfree-engine".to_owned()).spawn(move || {
-                if catch_unwind(AssertUnwindSafe(|| run(engine, &here))).is_err() {
-                    let reason = "the engine's thread panicked; its log says where".to_owned();
-                    lock(&here.dead).get_or_insert(reason);
-                    here.take_commands();
-                }
-            })?;
-        Ok(Self { shared, info, max_waiting, thread: Some(thread) })
-    }
-}
-
-fn run(mut engine: Engine, shared: &Shared) {
-    let waker = Waker::from(Arc::new(Unpark(thread::current())));
-    engine.set_waker(waker.clone());
-    lock(&shared.inbox).engine = Some(waker);
-    while !shared.stopping.load(Ordering::Relaxed) {
-        let now = shared.clock.now();
-        let wake = engine.step(now, shared.take_commands());
-        shared.publish(&engine);
-        // An unpark that came since the step began makes park return at once, so nothing is missed.
-        match wake {
-            Wake::At(time) => thread::park_timeout(time - shared.clock.now()),
-            Wake::Output | Wake::Idle => thread::park(),
-        }
+        let theirs = Arc::clone(&shared);
+        let thread = thread::Builder::new()
+            .name("stallfree-engine".to_owned())
+            .spawn(move || theirs.run_to_the_end(engine))?;
+        shared.lock().thread = Some(thread.thread().clone());
+        Ok(Self { shared, thread: Some(thread) })
     }
 }
 
 impl EngineHandle for ThreadedEngine {
     fn submit(&self, request: Request) -> Result<OutputStream, SubmitError> {
         let shared = &self.shared;
-        if let Some(reason) = lock(&shared.dead).clone() {
-            return Err(SubmitError::Dead(reason));
-        }
-        if shared.draining.load(Ordering::Relaxed) {
-            return Err(SubmitError::Draining);
-        }
-        let (prompt, limit) = (request.prompt.len(), self.info.max_model_len);
+        let (prompt, limit) = (request.prompt.len(), shared.info.max_model_len);
         if prompt == 0 {
             return Err(SubmitError::Empty);
         }
         if prompt >= limit {
             return Err(SubmitError::TooLong { prompt, limit });
         }
-        let waiting = self.stats().num_waiting;
-        if waiting >= self.max_waiting {
-            // About a second for every hundred that wait.
-            let retry_after = Duration::from_secs((waiting as u64 / 100).clamp(1, 60));
-            return Err(SubmitError::QueueFull { waiting, retry_after });
+        let mut state = shared.lock();
+        if let Some(failure) = &state.failure {
+            return Err(SubmitError::Dead(failure.clone()));
+        }
+        if state.draining {
+            return Err(SubmitError::Draining);
+        }
+        let waiting = state.stats.num_waiting;
+        if waiting >= shared.max_waiting {
+            return Err(SubmitError::QueueFull { waiting, retry_after: state.retry_after() });
         }
         let id = SeqId(shared.next_seq.fetch_add(1, Ordering::Relaxed));
-        let cancel = Arc::clone(shared);
-        let (output, stream) = output_stream(id, move || cancel.send(Command::Cancel(id)));
-        shared.send(Command::Add { id, request, arrived: shared.clock.now(), output });
+        let canceller = Arc::clone(shared);
+        let (output, stream) = output_stream(id, move || canceller.send(Command::Cancel(id)));
+        state.stats.num_waiting += 1;
+        state.send(Command::Add { id, request, arrived: shared.clock.now(), output });
         Ok(stream)
     }
 
     fn stats(&self) -> EngineStats {
-        let inbox = lock(&self.shared.inbox);
-        let mut stats = lock(&self.shared.stats).clone();
-        stats.num_waiting += inbox.num_added;
-        stats
+        self.shared.lock().stats.clone()
     }
 
     fn health(&self) -> Health {
-        if let Some(reason) = lock(&self.shared.dead).clone() {
-            return Health::Dead(reason);
+        if let Some(failure) = &self.shared.lock().failure {
+            return Health::Dead(failure.clone());
         }
-        let deadline = Duration::from_nanos(self.shared.deadline.load(Ordering::Relaxed));
-        match self.shared.clock.now().saturating_since(Time::from_start(deadline)) {
-            Duration::ZERO => Health::Healthy,
-            since => Health::Late { since },
+        match self.shared.heartbeat.late(self.shared.clock.now()) {
+            Some(since) => Health::Late { since },
+            None => Health::Healthy,
         }
     }
 
     fn info(&self) -> &EngineInfo {
-        &self.info
+        &self.shared.info
     }
 
     fn now(&self) -> Time {
@@ -194,18 +133,148 @@ impl EngineHandle for ThreadedEngine {
     }
 
     fn drain(&self) {
-        self.shared.draining.store(true, Ordering::Relaxed);
+        self.shared.lock().draining = true;
     }
 }
 
 impl Drop for ThreadedEngine {
     fn drop(&mut self) {
-        self.shared.stopping.store(true, Ordering::Relaxed);
+        let mut state = self.shared.lock();
+        state.quitting = true;
+        state.unpark();
+        drop(state);
         if let Some(thread) = self.thread.take() {
-            thread.thread().unpark();
-            if thread.join().is_err() {
-                tracing::error!("the engine's thread panicked");
+            // A panic was reported when it happened.
+            drop(thread.join());
+        }
+    }
+}
+
+impl Shared {
+    /// Every critical section leaves the state whole, so that a poisoned lock is as good as new.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn send(&self, command: Command) {
+        self.lock().send(command);
+    }
+
+    fn run_to_the_end(&self, mut engine: Engine) {
+        let ran = catch_unwind(AssertUnwindSafe(|| self.run(&mut engine)));
+        let reason = match ran {
+            Ok(()) => engine.dead().unwrap_or("the engine was shut down").to_owned(),
+            Err(panic) => format!("the engine's thread panicked: {}", message(&*panic)),
+        };
+        tracing::debug!(reason, "the engine's thread ends");
+        // First refuse, then fail: nothing comes in between.
+        let commands = {
+            let mut state = self.lock();
+            state.failure = Some(reason.clone());
+            std::mem::take(&mut state.commands)
+        };
+        self.heartbeat.rest();
+        for command in commands {
+            if let Command::Add { output, .. } = command {
+                output.fail(&reason);
             }
         }
+        engine.fail(&reason);
+        self.lock().stats = engine.stats().clone();
+    }
+
+    /// Steps until the engine fails or is told to quit.
+    fn run(&self, engine: &mut Engine) {
+        engine.set_waker(Waker::from(Arc::new(Unpark(thread::current()))));
+        let mut pace = Pace::default();
+        let mut inbox = Vec::new();
+        loop {
+            {
+                let mut state = self.lock();
+                if state.quitting {
+                    return;
+                }
+                std::mem::swap(&mut state.commands, &mut inbox);
+            }
+            let now = self.clock.now();
+            if engine.current_step().is_none() {
+                self.heartbeat.beat(now, LATE_AFTER);
+            }
+            let wake = engine.step(now, inbox.drain(..));
+            match engine.current_step() {
+                Some((since, predicted)) => {
+                    let allowed = predicted.saturating_mul(LATE_FACTOR);
+                    self.heartbeat.beat(since, allowed.max(LATE_AFTER));
+                }
+                None => self.heartbeat.rest(),
+            }
+            self.publish(engine, &mut pace);
+            if engine.dead().is_some() {
+                return;
+            }
+            match wake {
+                Wake::At(at) => thread::park_timeout(at - self.clock.now()),
+                Wake::Output | Wake::Idle => thread::park(),
+            }
+        }
+    }
+
+    fn publish(&self, engine: &Engine, pace: &mut Pace) {
+        let mut stats = engine.stats().clone();
+        let interval = pace.interval(engine, self.clock.now());
+        let mut state = self.lock();
+        let queued = state.commands.iter();
+        stats.num_waiting +=
+            queued.filter(|command| matches!(command, Command::Add { .. })).count();
+        state.stats = stats;
+        state.finish_interval = interval;
+    }
+}
+
+impl State {
+    fn send(&mut self, command: Command) {
+        self.commands.push(command);
+        self.unpark();
+    }
+
+    fn unpark(&self) {
+        if let Some(thread) = &self.thread {
+            thread.unpark();
+        }
+    }
+
+    /// Returns about how long the queue takes to become empty; between a second and a minute.
+    fn retry_after(&self) -> Duration {
+        let waiting = u32::try_from(self.stats.num_waiting).unwrap_or(u32::MAX);
+        let estimate = self.finish_interval.saturating_mul(waiting);
+        estimate.clamp(Duration::from_secs(1), Duration::from_secs(60))
+    }
+}
+
+/// How quickly sequences end since the engine was last idle.
+#[derive(Default)]
+struct Pace {
+    busy_since: Option<(Time, u64)>,
+}
+
+impl Pace {
+    fn interval(&mut self, engine: &Engine, now: Time) -> Duration {
+        let (since, before) = *self.busy_since.get_or_insert((now, engine.num_finished()));
+        let finished = u32::try_from(engine.num_finished() - before).unwrap_or(u32::MAX);
+        if engine.current_step().is_none() {
+            self.busy_since = None;
+        }
+        (now - since) / finished.max(1)
+    }
+}
+
+fn message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
+}
+
+impl fmt::Debug for ThreadedEngine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ThreadedEngine").field("info", &self.shared.info).finish_non_exhaustive()
     }
 }
