@@ -48,6 +48,10 @@ pub trait Backend: Send {
     /// Starts a step: forgets all handles and brings the step's inputs to the device.
     fn begin_step(&mut self, inputs: &StepInputs);
 
+    /// Starts a layer: forgets what the layer before the last one made, so that a step's activations take the memory of two
+    /// layers and not of all. What was made before the first layer, such as the residual, lives on.
+    fn begin_layer(&mut self) {}
+
     /// Looks up the step's tokens: `[num_tokens, hidden]`.
     fn embed(&mut self, table: &Self::Matrix) -> Self::Tensor;
 

@@ -15,7 +15,9 @@ pub enum KernelError {
         got: Vec<usize>,
     },
     /// A tensor's bytes do not fit its shape and type.
-    #[error("{operand}: {expected} bytes expected for its shape and type, got {got}; the file is truncated or damaged")]
+    #[error(
+        "{operand}: {expected} bytes expected for its shape and type, got {got}; the file is truncated or damaged"
+    )]
     Bytes {
         /// The tensor's name.
         operand: String,
@@ -23,6 +25,16 @@ pub enum KernelError {
         expected: usize,
         /// Bytes that came.
         got: usize,
+    },
+    /// A tensor has a type that the op does not take.
+    #[error("{operand}: expected {expected}, got {got:?}")]
+    Type {
+        /// The tensor's name.
+        operand: String,
+        /// What the op takes.
+        expected: &'static str,
+        /// What came.
+        got: crate::WeightType,
     },
     /// Memory could not be had.
     #[error("{what} needs {bytes} bytes, which the device does not have; {hint}")]

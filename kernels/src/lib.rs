@@ -3,6 +3,8 @@
 //! A model is written once over [`Backend`]; the CPU implementation in [`cpu`] is also the reference that every GPU kernel is
 //! tested against, shape by shape.
 
+#![expect(unsafe_code, reason = "vector instructions, and slices that threads share part by part")]
+
 mod backend;
 pub mod cpu;
 mod error;
