@@ -25,7 +25,9 @@ pub struct GenerationDefaults {
 }
 
 impl GenerationDefaults {
-    pub(crate) fn new(json: Option<&Value>, config: &ModelConfig) -> Self {
+    /// Reads the settings out of a generation_config.json's text; `None` leaves all but the model's own end tokens unsaid.
+    #[must_use]
+    pub fn new(json: Option<&Value>, config: &ModelConfig) -> Self {
         let value = |key: &str| json.and_then(|json| json.get(key));
         let float = |key: &str| value(key).and_then(Value::as_f64).map(|number| number as f32);
         let integer = |key: &str| value(key).and_then(Value::as_u64)?.try_into().ok();

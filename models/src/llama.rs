@@ -49,6 +49,7 @@ impl<B: Backend> Model<B> for Decoder<B> {
         let residual = backend.embed(&self.embedding);
         let mut x = None;
         for layer in &self.layers {
+            backend.begin_layer();
             x = Some(layer.forward(backend, x, residual, &self.rope));
         }
         match x {
