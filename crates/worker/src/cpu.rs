@@ -126,7 +126,10 @@ pub fn start(
 
 fn num_blocks(model: &dyn Model<CpuBackend>, config: &CpuWorkerConfig) -> Result<usize, Error> {
     let spec = model.kv_spec(1, config.block_size);
-    let elements = spec.num_layers * spec.block_size * spec.num_kv_heads * spec.head_dim * 2;
+    // The cache pads a key block's positions and a value's elements to whole vectors.
+    let keys = spec.block_size.next_multiple_of(16) * spec.head_dim;
+    let values = spec.block_size * spec.head_dim.next_multiple_of(16);
+    let elements = spec.num_layers * spec.num_kv_heads * (keys + values);
     let element_bytes = match config.cpu.kv_type {
         KvType::F16 => 2,
         KvType::F32 => 4,
@@ -144,12 +147,17 @@ fn num_blocks(model: &dyn Model<CpuBackend>, config: &CpuWorkerConfig) -> Result
     }
 }
 
-/// Returns the bytes of memory that are free, 8 GiB where the system does not say.
+/// Returns the bytes of memory that are free, for the system and for the control group; 8 GiB where neither says.
 fn free_memory() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
     let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-    kib.map_or(8 << 30, |kib| kib * 1024)
+    let number = |path| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    // Without a limit the file says "max", which is no number.
+    let limit = number("/sys/fs/cgroup/memory.max");
+    let used = number("/sys/fs/cgroup/memory.current").unwrap_or(0);
+    let group = limit.map(|limit| limit.saturating_sub(used));
+    [kib.map(|kib| kib * 1024), group].into_iter().flatten().min().unwrap_or(8 << 30)
 }
 
 /// Returns how many prompt tokens a step computes in [`STEP_TARGET`]: a multiple of 64 from 64 to 2,048.
