@@ -13,5 +13,6 @@ mod model;
 mod openapi;
 mod parameters;
 mod protection;
+mod serving;
 mod transcripts;
 mod world;
