@@ -1,3 +1,47 @@
 //! A fast LLM server in which the scheduler is yours to choose.
 
-fn main() {}
+mod args;
+mod chat;
+mod config;
+mod console;
+mod download;
+mod environment;
+mod instance;
+mod log;
+mod model_source;
+mod models;
+mod schedulers;
+mod serve;
+
+use std::process::ExitCode;
+
+use args::Command;
+use environment::Environment;
+
+fn main() -> ExitCode {
+    let parsed = match args::parse(std::env::args_os()) {
+        Ok(parsed) => parsed,
+        Err(error) => error.exit(),
+    };
+    let environment = Environment::read();
+    let is_chat = matches!(parsed.cli.command, Command::Chat(_));
+    log::start(environment.log.as_deref().unwrap_or(if is_chat { "warn" } else { "info" }));
+    for notice in &parsed.notices {
+        tracing::warn!("{notice}");
+    }
+    let done = match &parsed.cli.command {
+        Command::Serve(args) => serve::run(args, &environment),
+        Command::Schedulers => schedulers::print_all(),
+        Command::Chat(args) => chat::run(args, &environment),
+        Command::Models => models::print_all(&environment),
+        Command::Version => console::print(concat!("stallfree ", env!("CARGO_PKG_VERSION"), "\n"))
+            .map_err(Into::into),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            console::note(format_args!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! What the user meant: flags resolved and checked, as far as that is possible before the model is there.
+//!
+//! Nothing behind this module sees a flag.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::{Map, Value};
+use stallfree_kernels::cpu::{CpuConfig, KvType};
+use stallfree_models::DtypeChoice;
+use stallfree_scheduler::{Ordering, Registry, SchedulerConfig};
+use stallfree_server::{CorsConfig, Limits, ReportConfig};
+use stallfree_worker::KvSize;
+
+use crate::args::{
+    Auto, CacheArgs, DeviceKind, Dtype, LoadFormat, ModelArgs, SchedulerArgs, SchedulingPolicy,
+    ServeArgs, ServerArgs,
+};
+use crate::environment::Environment;
+
+/// How to start an engine.
+#[derive(Clone, Debug)]
+pub(crate) struct InstanceConfig {
+    /// Where weights come from.
+    pub(crate) weights: WeightsFrom,
+    /// Where the tokenizer comes from.
+    pub(crate) tokenizer: TokenizerFrom,
+    /// Where the chat template comes from.
+    pub(crate) chat_template: TemplateFrom,
+    /// Where sampling defaults come from.
+    pub(crate) generation: GenerationFrom,
+    /// What weights are kept in.
+    pub(crate) dtype: DtypeChoice,
+    /// The most tokens of a sequence.
+    pub(crate) max_model_len: Auto,
+    /// The device.
+    pub(crate) cpu: CpuConfig,
+    /// Tokens a block.
+    pub(crate) block_size: usize,
+    /// How much KV cache to take.
+    pub(crate) kv_size: KvSize,
+    /// The most tokens a step.
+    pub(crate) token_budget: TokenBudget,
+    /// The policy's name in the registry.
+    pub(crate) policy: String,
+    /// The planner's limits; the model's length and the token budget are still to come.
+    pub(crate) scheduler: SchedulerConfig,
+    /// The most requests that wait.
+    pub(crate) max_num_waiting: usize,
+}
+
+/// Where weights come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WeightsFrom {
+    /// From the model's files.
+    Files,
+    /// They are drawn at random.
+    Chance,
+}
+
+/// Where the tokenizer comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum TokenizerFrom {
+    /// The model.
+    Model,
+    /// A tokenizer.json.
+    File(PathBuf),
+}
+
+/// Where the chat template comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum TemplateFrom {
+    /// The model.
+    Model,
+    /// The user.
+    Text(String),
+}
+
+/// Where sampling defaults come from.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum GenerationFrom {
+    /// The model's generation_config.json.
+    Model,
+    /// Nowhere: they are neutral.
+    Neutral,
+    /// The user's generation_config.json.
+    Json(Value),
+}
+
+/// The most tokens a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TokenBudget {
+    /// As many as the device computes in half a second, measured at start.
+    Measured,
+    /// So many.
+    Exactly(usize),
+}
+
+/// How to face clients.
+#[derive(Clone, Debug)]
+pub(crate) struct FrontConfig {
+    /// Where to listen.
+    pub(crate) address: SocketAddr,
+    /// Names of the model that replace its own; may be empty.
+    pub(crate) served_model_names: Vec<String>,
+    /// Keys that open the API; none leaves it open.
+    pub(crate) api_keys: Vec<String>,
+    /// Which web pages may call.
+    pub(crate) cors: CorsConfig,
+    /// What protects the process from its clients.
+    pub(crate) limits: Limits,
+    /// Variables for the chat template.
+    pub(crate) chat_template_kwargs: Map<String, Value>,
+    /// What is reported beyond the defaults.
+    pub(crate) report: ReportConfig,
+}
+
+impl InstanceConfig {
+    /// Resolves the flags of `serve` that concern the engine.
+    ///
+    /// # Errors
+    /// A flag's value can't work; the message names the flag.
+    pub(crate) fn resolve(args: &ServeArgs) -> Result<Self> {
+        let ServeArgs { model, scheduler, cache, .. } = args;
+        if cache.device == DeviceKind::Cuda {
+            bail!("--device cuda: models do not run on GPUs yet; use --device cpu");
+        }
+        let scheduler_config = scheduler_config(scheduler, cache);
+        // Only to find out now, not after minutes of loading, whether name and settings do.
+        Registry::default().build(&scheduler.scheduler, &scheduler_config)?;
+        Ok(Self {
+            weights: match model.load_format {
+                LoadFormat::Dummy => WeightsFrom::Chance,
+                LoadFormat::Auto | LoadFormat::Safetensors | LoadFormat::Gguf => WeightsFrom::Files,
+            },
+            tokenizer: tokenizer(model)?,
+            chat_template: chat_template(model)?,
+            generation: generation(model)?,
+            dtype: match model.dtype {
+                Dtype::Auto => DtypeChoice::Auto,
+                Dtype::Float16 => DtypeChoice::F16,
+                Dtype::Bfloat16 => DtypeChoice::BF16,
+                Dtype::Float32 => DtypeChoice::F32,
+            },
+            max_model_len: model.max_model_len.unwrap_or(Auto::Fit),
+            cpu: cpu(model.dtype, cache)?,
+            block_size: cache.block_size,
+            kv_size: match (cache.num_gpu_blocks_override, cache.kv_cache_memory_bytes) {
+                (Some(num_blocks), _) => KvSize::Blocks(num_blocks),
+                (None, Some(bytes)) => KvSize::Bytes(bytes as u64),
+                (None, None) => KvSize::Auto,
+            },
+            token_budget: scheduler
+                .max_num_batched_tokens
+                .map_or(TokenBudget::Measured, TokenBudget::Exactly),
+            policy: scheduler.scheduler.clone(),
+            scheduler: scheduler_config,
+            max_num_waiting: scheduler.max_num_waiting,
+        })
+    }
+}
+
+impl FrontConfig {
+    /// Resolves the flags of `serve` that concern clients.
+    ///
+    /// # Errors
+    /// A flag's value can't work; the message names the flag.
+    pub(crate) fn resolve(args: &ServerArgs, environment: &Environment) -> Result<Self> {
+        let address = args.address().map_err(anyhow::Error::msg)?;
+        Ok(Self {
+            address: SocketAddr::new(address, args.port),
+            served_model_names: args.served_model_name.clone(),
+            api_keys: match args.api_key.as_slice() {
+                [] => environment.api_keys.clone(),
+                given => given.to_vec(),
+            },
+            cors: CorsConfig {
+                allowed_origins: list("allowed-origins", &args.allowed_origins)?,
+                allowed_methods: list("allowed-methods", &args.allowed_methods)?,
+                allowed_headers: list("allowed-headers", &args.allowed_headers)?,
+                allow_credentials: args.allow_credentials,
+            },
+            limits: Limits {
+                max_logprobs: args.max_logprobs,
+                trust_request_chat_template: args.trust_request_chat_template,
+                ..Limits::default()
+            },
+            chat_template_kwargs: serde_json::from_str(&args.default_chat_template_kwargs)
+                .context("--default-chat-template-kwargs is not a JSON object")?,
+            report: ReportConfig {
+                enable_force_include_usage: args.enable_force_include_usage,
+                enable_request_id_headers: args.enable_request_id_headers,
+                return_tokens_as_token_ids: args.return_tokens_as_token_ids,
+                disable_log_stats: args.disable_log_stats,
+            },
+        })
+    }
+}
+
+fn scheduler_config(scheduler: &SchedulerArgs, cache: &CacheArgs) -> SchedulerConfig {
+    let default = SchedulerConfig::default();
+    SchedulerConfig {
+        max_num_seqs: scheduler.max_num_seqs,
+        max_num_batched_tokens: scheduler
+            .max_num_batched_tokens
+            .unwrap_or(default.max_num_batched_tokens),
+        long_prefill_token_threshold: scheduler.long_prefill_token_threshold,
+        ordering: match scheduler.scheduling_policy {
+            SchedulingPolicy::Fcfs => Ordering::Fcfs,
+            SchedulingPolicy::Priority => Ordering::Priority,
+        },
+        enable_prefix_caching: !cache.no_enable_prefix_caching,
+        settings: scheduler.scheduler_config.iter().cloned().collect(),
+        ..default
+    }
+}
+
+fn cpu(dtype: Dtype, cache: &CacheArgs) -> Result<CpuConfig> {
+    let mut cpu = CpuConfig::default();
+    match cache.threads {
+        Some(0) => bail!("--threads must be at least 1"),
+        Some(threads) => cpu.num_threads = threads,
+        None => {}
+    }
+    if dtype == Dtype::Float32 {
+        cpu.kv_type = KvType::F32;
+    }
+    Ok(cpu)
+}
+
+fn tokenizer(model: &ModelArgs) -> Result<TokenizerFrom> {
+    let Some(path) = &model.tokenizer else { return Ok(TokenizerFrom::Model) };
+    let file = if path.is_dir() { path.join("tokenizer.json") } else { path.clone() };
+    if !file.is_file() {
+        bail!(
+            "--tokenizer {}: it is neither a tokenizer.json nor a folder with one",
+            path.display()
+        );
+    }
+    Ok(TokenizerFrom::File(file))
+}
+
+fn chat_template(model: &ModelArgs) -> Result<TemplateFrom> {
+    let Some(given) = &model.chat_template else { return Ok(TemplateFrom::Model) };
+    if given.contains(['{', '\n']) {
+        return Ok(TemplateFrom::Text(given.clone()));
+    }
+    let text = std::fs::read_to_string(given)
+        .with_context(|| format!("--chat-template {given} is neither a template nor a file"))?;
+    Ok(TemplateFrom::Text(text))
+}
+
+fn generation(model: &ModelArgs) -> Result<GenerationFrom> {
+    match &*model.generation_config {
+        "auto" => Ok(GenerationFrom::Model),
+        "vllm" => Ok(GenerationFrom::Neutral),
+        folder => {
+            let path = PathBuf::from(folder).join("generation_config.json");
+            let text = std::fs::read_to_string(&path)
+                .with_context(|| format!("--generation-config: {}", path.display()))?;
+            let json = serde_json::from_str(&text)
+                .with_context(|| format!("--generation-config: {}", path.display()))?;
+            Ok(GenerationFrom::Json(json))
+        }
+    }
+}
+
+fn list(flag: &str, text: &str) -> Result<Vec<String>> {
+    serde_json::from_str(text)
+        .with_context(|| format!(r#"--{flag} {text} is not a JSON list such as ["*"]"#))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,205 @@
+//! A running engine with its model: opens the files, reads tokenizer and template, loads the weights, starts the thread.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use stallfree_core::{Clock, WallClock};
+use stallfree_engine::{Engine, EngineInfo, ThreadedEngine};
+use stallfree_models::{
+    Checkpoint, GenerationDefaults, GgufTokenizer, LoadOptions, SpecialTokens, TokenizerSource,
+};
+use stallfree_scheduler::{Planner, SchedulerConfig};
+use stallfree_server::Metrics;
+use stallfree_tokenizer::{ChatTemplate, GgufVocab, Tokenizer};
+use stallfree_worker::{CpuWorkerConfig, WorkerReport};
+
+use crate::args::Auto;
+use crate::config::{
+    GenerationFrom, InstanceConfig, TemplateFrom, TokenBudget, TokenizerFrom, WeightsFrom,
+};
+use crate::console;
+
+/// A running engine, what belongs to its model, and what starting it found.
+#[derive(Debug)]
+pub(crate) struct Instance {
+    /// The engine.
+    pub(crate) engine: Arc<ThreadedEngine>,
+    /// What the engine's steps fill.
+    pub(crate) metrics: Arc<Metrics>,
+    /// What belongs to the model beside its weights.
+    pub(crate) companions: Companions,
+    /// What starting it found.
+    pub(crate) report: StartReport,
+}
+
+/// What belongs to a model beside its weights.
+#[derive(Debug)]
+pub(crate) struct Companions {
+    /// The tokenizer.
+    pub(crate) tokenizer: Tokenizer,
+    /// The chat template, if there is one.
+    pub(crate) chat_template: Option<ChatTemplate>,
+    /// What its makers suggest for sampling.
+    pub(crate) generation: GenerationDefaults,
+    /// How special tokens are written.
+    pub(crate) special: SpecialTokens,
+}
+
+/// What starting an engine found.
+#[derive(Clone, Debug)]
+pub(crate) struct StartReport {
+    /// The worker's part.
+    pub(crate) worker: WorkerReport,
+    /// The policy.
+    pub(crate) policy: String,
+    /// The planner's limits.
+    pub(crate) scheduler: SchedulerConfig,
+    /// What the model would take if there were memory for it.
+    pub(crate) model_len: usize,
+    /// How long each phase took.
+    pub(crate) phases: Vec<(&'static str, Duration)>,
+}
+
+/// Starts an engine for the model at `path`; `name` labels its metrics.
+///
+/// # Errors
+/// The model can't be read or is not supported, or the machine is too small for it.
+pub(crate) fn start(path: &Path, name: &str, config: &InstanceConfig) -> Result<Instance> {
+    let clock = WallClock::start();
+    let checkpoint = open(path, config.weights)?;
+    tracing::info!("Model {name}: {}", checkpoint.describe());
+    let opened = clock.now();
+    // The two don't need each other, and the tokenizer keeps one core busy for as long as a small model's weights do.
+    let (companions, started) = std::thread::scope(|scope| {
+        let companions = scope.spawn(|| {
+            let started = clock.now();
+            companions(&checkpoint, config).map(|companions| (companions, clock.now() - started))
+        });
+        let started = start_worker(&checkpoint, config);
+        (companions.join(), started)
+    });
+    let (companions, tokenizer_time) =
+        companions.map_err(|_| anyhow::anyhow!("reading the tokenizer panicked"))??;
+    let (executor, worker) = started?;
+    let model_len = checkpoint.config().max_model_len();
+    let scheduler = scheduler_config(config, &worker, model_len);
+    let info = EngineInfo {
+        scheduler: config.policy.clone(),
+        max_model_len: scheduler.max_model_len,
+        kv: worker.kv,
+        enable_prefix_caching: scheduler.enable_prefix_caching,
+    };
+    let planner = Planner::new(scheduler.clone(), worker.kv, &config.policy)?;
+    let metrics = Metrics::new(name, scheduler.max_model_len);
+    let engine = Engine::new(planner, Box::new(executor), Some(metrics.observer()), info);
+    let engine_clock: Arc<dyn Clock> = Arc::new(WallClock::start());
+    let engine = ThreadedEngine::spawn(engine, engine_clock, config.max_num_waiting)?;
+    let mut phases = vec![("open model", opened.since_start())];
+    phases.push(("read tokenizer (beside the next)", tokenizer_time));
+    phases.extend(worker.phases.iter().copied());
+    let report =
+        StartReport { worker, policy: config.policy.clone(), scheduler, model_len, phases };
+    Ok(Instance { engine: Arc::new(engine), metrics, companions, report })
+}
+
+fn open(path: &Path, weights: WeightsFrom) -> Result<Checkpoint> {
+    let checkpoint = match weights {
+        WeightsFrom::Chance => Checkpoint::dummy(path),
+        WeightsFrom::Files => Checkpoint::open(path),
+    };
+    checkpoint.with_context(|| format!("the model at {} can't be opened", path.display()))
+}
+
+/// Loads the weights and starts what computes.
+fn start_worker(
+    checkpoint: &Checkpoint,
+    config: &InstanceConfig,
+) -> Result<(stallfree_worker::ThreadExecutor, WorkerReport)> {
+    let model_len = checkpoint.config().max_model_len();
+    let wanted = match config.max_model_len {
+        Auto::Exactly(count) if count > model_len => {
+            bail!("--max-model-len {count} is more than the model's {model_len}")
+        }
+        Auto::Exactly(count) => count,
+        Auto::Fit => model_len,
+    };
+    let worker = CpuWorkerConfig {
+        cpu: config.cpu.clone(),
+        block_size: config.block_size,
+        kv_size: config.kv_size,
+        max_kv_tokens: config.scheduler.max_num_seqs.saturating_mul(wanted),
+        measure_step: config.token_budget == TokenBudget::Measured,
+    };
+    let progress = console::LoadProgress::new("Loading weights");
+    let show = |done, total| progress.show(done, total);
+    let options = LoadOptions { dtype: config.dtype, progress: Some(&show) };
+    Ok(stallfree_worker::start(checkpoint, &worker, &options)?)
+}
+
+/// Completes the planner's limits with what the model and the device say.
+fn scheduler_config(
+    config: &InstanceConfig,
+    worker: &WorkerReport,
+    model_len: usize,
+) -> SchedulerConfig {
+    let given = config.scheduler.clone();
+    SchedulerConfig {
+        max_num_batched_tokens: match config.token_budget {
+            TokenBudget::Exactly(count) => count,
+            TokenBudget::Measured => worker.step_tokens.unwrap_or(given.max_num_batched_tokens),
+        },
+        max_model_len: match config.max_model_len {
+            Auto::Exactly(count) => count,
+            Auto::Fit => model_len.min(worker.kv.num_tokens()),
+        },
+        ..given
+    }
+}
+
+/// Reads what belongs to the model beside its weights.
+fn companions(checkpoint: &Checkpoint, config: &InstanceConfig) -> Result<Companions> {
+    let tokenizer = match &config.tokenizer {
+        TokenizerFrom::File(path) => Tokenizer::from_file(path),
+        TokenizerFrom::Model => match checkpoint.tokenizer_source()? {
+            TokenizerSource::File(path) => Tokenizer::from_file(path),
+            TokenizerSource::Gguf(vocab) => Tokenizer::from_gguf(vocab_of(*vocab)),
+        },
+    }?;
+    let template = match &config.chat_template {
+        TemplateFrom::Text(text) => Some(text.clone()),
+        TemplateFrom::Model => checkpoint.chat_template()?,
+    };
+    let generation = match &config.generation {
+        GenerationFrom::Model => checkpoint.generation_config()?,
+        GenerationFrom::Neutral => GenerationDefaults {
+            eos_token_ids: checkpoint.generation_config()?.eos_token_ids,
+            ..GenerationDefaults::default()
+        },
+        GenerationFrom::Json(json) => GenerationDefaults::new(Some(json), checkpoint.config()),
+    };
+    Ok(Companions {
+        tokenizer,
+        chat_template: template.as_deref().map(ChatTemplate::new).transpose()?,
+        generation,
+        special: checkpoint.special_tokens()?,
+    })
+}
+
+fn vocab_of(gguf: GgufTokenizer) -> GgufVocab {
+    GgufVocab {
+        model: gguf.model,
+        pre: Some(gguf.pre).filter(|pre| !pre.is_empty()),
+        tokens: gguf.tokens,
+        token_types: gguf.token_types,
+        merges: gguf.merges,
+        scores: gguf.scores,
+        bos: gguf.bos_token_id,
+        eos: gguf.eos_token_id,
+        unk: gguf.unknown_token_id,
+        pad: gguf.padding_token_id,
+        add_bos: gguf.add_bos_token,
+        add_space_prefix: gguf.add_space_prefix,
+    }
+}

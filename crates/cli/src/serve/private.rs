@@ -1,0 +1,62 @@
+//! A server for this process alone, which the terminal chat talks to.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use anyhow::Result;
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+
+use super::{front, report, runtime};
+use crate::args::ServeArgs;
+use crate::config::{FrontConfig, InstanceConfig};
+use crate::environment::Environment;
+use crate::{instance, model_source};
+
+/// A server on a port that only this machine sees; it ends when it is dropped.
+#[derive(Debug)]
+pub(crate) struct PrivateServer {
+    address: SocketAddr,
+    runtime: Option<Runtime>,
+}
+
+impl PrivateServer {
+    /// Starts one, with the flags of a `serve`.
+    ///
+    /// # Errors
+    /// As [`super::run`].
+    pub(crate) fn start(args: &ServeArgs, environment: &Environment) -> Result<Self> {
+        let config = InstanceConfig::resolve(args)?;
+        let front = FrontConfig {
+            api_keys: Vec::new(),
+            ..FrontConfig::resolve(&args.server, environment)?
+        };
+        let found = model_source::find(&args.model, environment)?;
+        let instance = instance::start(&found.path, found.name(), &config)?;
+        report::warn(&instance.report);
+        let state = front::state(instance, &found, front);
+        let runtime = runtime()?;
+        let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
+        let address = listener.local_addr()?;
+        runtime.spawn(async {
+            if let Err(error) =
+                stallfree_server::serve(listener, state, std::future::pending()).await
+            {
+                tracing::error!("the server ended: {error}");
+            }
+        });
+        Ok(Self { address, runtime: Some(runtime) })
+    }
+
+    /// Returns where it listens.
+    pub(crate) const fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for PrivateServer {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
