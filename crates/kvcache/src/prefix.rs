@@ -162,3 +162,26 @@ impl Hasher for HashIsHash {
         self.0 = hash as u64;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{BlockHash, Indexed, PrefixIndex};
+    use stallfree_core::BlockId;
+
+    /// Collisions cannot be made to order, so the same hash is passed off as that of other content.
+    #[test]
+    fn a_hash_that_stands_for_other_content_finds_nothing() {
+        let mut index = PrefixIndex::new(2, 2, 0);
+        let hash = index.hash(BlockHash::ROOT, &[1, 2]);
+        assert_eq!(index.add(BlockId(0), hash, BlockHash::ROOT, &[1, 2]), Indexed::Added);
+        assert_eq!(index.find(hash, BlockHash::ROOT, &[1, 2]), Some(BlockId(0)));
+        for (parent, tokens) in [(BlockHash::ROOT, [1, 3]), (hash, [1, 2])] {
+            assert_eq!(index.find(hash, parent, &tokens), None);
+            assert_eq!(index.add(BlockId(1), hash, parent, &tokens), Indexed::Collided);
+        }
+        assert_eq!(index.add(BlockId(1), hash, BlockHash::ROOT, &[1, 2]), Indexed::Known);
+        index.remove(BlockId(0));
+        assert_eq!(index.find(hash, BlockHash::ROOT, &[1, 2]), None);
+        index.check_integrity().unwrap();
+    }
+}

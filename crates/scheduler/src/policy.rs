@@ -10,6 +10,8 @@ pub(crate) mod vllm_v1;
 use crate::{Admission, Error, SchedulerConfig, Setting, Step};
 
 /// Schedules a token of each sequence that decodes, first come first served; the last to have come makes room for the others.
+///
+/// The last token of a prompt whose others are computed counts as a decode: to the device it is one.
 fn run_decodes(step: &mut Step<'_>) {
     let mut index = 0;
     while index < step.num_running() {

@@ -108,7 +108,7 @@ impl Driver {
                 let arrived = Time::from_start(Duration::from_millis(self.step as u64));
                 let len = arrival.prompt_len + arrival.max_tokens;
                 let seq = Sequence::new(id, prompt, len, arrival.priority, arrived);
-                self.planner.add(seq).unwrap();
+                self.planner.add(seq).expect("a prompt that fits");
             }
             if arrival.leaves == Some(self.step) && arrival.step <= self.step {
                 let left = self.planner.abort(id);
@@ -127,7 +127,7 @@ impl Driver {
             let Some(seq) = self.planner.append_token(chunk.seq, token) else { continue };
             assert_eq!(seq.tokens.len(), at + 1, "a token came out of order");
             if seq.tokens.len() == seq.max_total_len {
-                let seq = self.planner.finish(chunk.seq).unwrap();
+                let seq = self.planner.finish(chunk.seq).expect("it is here");
                 self.finished.insert(chunk.seq, seq);
             }
             self.check_integrity();
@@ -135,7 +135,7 @@ impl Driver {
     }
 
     fn check_integrity(&self) {
-        self.planner.check_integrity().unwrap();
+        self.planner.check_integrity().expect("everything agrees");
     }
 
     fn origin(&self, seq: SeqId, position: usize) -> Origin {
@@ -169,7 +169,7 @@ impl Driver {
     }
 
     fn check_chunk(&self, chunk: &PlannedChunk, config: &SchedulerConfig) {
-        let seq = self.planner.sequence(chunk.seq).unwrap();
+        let seq = self.planner.sequence(chunk.seq).expect("planned sequences are here");
         let end = chunk.start + chunk.num_tokens;
         assert!(chunk.num_tokens > 0 && end < seq.max_total_len, "{chunk:?} of {seq:?}");
         assert_eq!((seq.status, seq.num_computed_tokens), (Status::Running, end));
