@@ -190,6 +190,12 @@ async fn shutting_down_finishes_open_streams() {
     let body = json!({ "prompt": "Hi", "max_tokens": 300, "ignore_eos": true, "stream": true });
     let stream = served.send("POST", "/v1/completions", &body).await;
     served.wait_for(1).await;
+    let _silent = TcpStream::connect(served.address).await.unwrap();
+    let mut idle = TcpStream::connect(served.address).await.unwrap();
+    idle.write_all(b"GET /version HTTP/1.1\r\nhost: here\r\n\r\n").await.unwrap();
+    let mut first = [0; 12];
+    idle.read_exact(&mut first).await.unwrap();
+    assert_eq!(&first, b"HTTP/1.1 200");
     let Served { address, shutdown, server, .. } = served;
     shutdown.send(()).unwrap();
     let answer = read_all(stream).await;
@@ -197,7 +203,8 @@ async fn shutting_down_finishes_open_streams() {
         answer.contains("\"finish_reason\":\"length\"") && answer.contains("[DONE]"),
         "{answer}"
     );
-    server.await.unwrap().unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(10), server).await;
+    ended.expect("idle connections hold nothing up").unwrap().unwrap();
     assert!(TcpStream::connect(address).await.is_err(), "nobody listens any more");
 }
 
