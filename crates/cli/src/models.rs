@@ -1,31 +1,44 @@
-//! `stallfree models`: what can be served, and what is here already.
+//! `stallfree models`: which architectures can be served, and which models are on this machine.
 
-use std::io;
+use std::path::Path;
 
+use anyhow::Result;
 use stallfree_models::ARCHITECTURES;
 
-use crate::console::print;
+use crate::console::{bytes, print, wrap};
 use crate::download::hub_cache;
 use crate::environment::Environment;
-use crate::model_source::default_gguf;
+use crate::model_source::{self, DEFAULT_MODEL};
 
-/// Prints the supported architectures and the models cached on this machine.
-pub(crate) fn print_all(environment: &Environment) -> io::Result<()> {
-    print("Architectures:\n")?;
+/// Prints both lists.
+///
+/// # Errors
+/// Standard output can't be written.
+pub(crate) fn print_all(environment: &Environment) -> Result<()> {
+    print("Architectures\n")?;
     for architecture in ARCHITECTURES {
         print(format_args!("  {}\n", architecture.names.join(", ")))?;
+        print(wrap(architecture.doc, 4, 100))?;
     }
-    print("Models on this machine:\n")?;
-    let mut found = hub_cache::models(&environment.hub);
-    let packaged = default_gguf(environment);
-    if packaged.is_file() {
-        found.push(("SmolLM2-135M-Instruct".to_owned(), packaged));
+    print("\nModels on this machine\n")?;
+    let gguf = model_source::default_gguf(environment);
+    let default = gguf.is_file().then(|| (format!("{DEFAULT_MODEL} (default)"), gguf));
+    let mut found = false;
+    for (name, path) in default.into_iter().chain(hub_cache::models(&environment.hub)) {
+        found = true;
+        print(format_args!("  {name}, {}\n    {}\n", bytes(size(&path)), path.display()))?;
     }
-    if found.is_empty() {
-        print("  none\n")?;
-    }
-    for (name, path) in found {
-        print(format_args!("  {name}  {}\n", path.display()))?;
+    if !found {
+        print("  none; `stallfree serve` downloads the default model\n")?;
     }
     Ok(())
+}
+
+/// Returns the bytes of a file, or of the files in a folder, links followed.
+fn size(path: &Path) -> u64 {
+    let of_file = |path: &Path| std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+    match std::fs::read_dir(path) {
+        Ok(entries) => entries.flatten().map(|entry| of_file(&entry.path())).sum(),
+        Err(_) => of_file(path),
+    }
 }
