@@ -13,6 +13,9 @@ pub const PENDING_TOKEN: TokenId = TokenId::MAX;
 ///
 /// Everything is a chunk: a decode is a chunk of one token whose sequence has all its earlier tokens computed. A batch is
 /// complete in itself; an executor keeps nothing about a sequence between batches but the KV in its blocks.
+///
+/// A block may be in the tables of several chunks, and one chunk may read what another of the same batch writes (a shared
+/// prefix): in each layer, an executor writes the KV of all chunks before it reads any.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
     /// This batch's number.

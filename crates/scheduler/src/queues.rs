@@ -1,9 +1,8 @@
 //! The sequences, and who waits and who runs, in order.
 
-use std::collections::{HashMap, VecDeque};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::collections::VecDeque;
 
-use stallfree_core::{SeqId, Time};
+use stallfree_core::{SeqId, SeqMap, Time};
 use stallfree_kvcache::BlockTable;
 
 use crate::{Ordering, Sequence, Status};
@@ -27,7 +26,7 @@ pub(crate) struct Queues {
     ordering: Ordering,
     entries: Vec<Option<Entry>>,
     vacant: Vec<Slot>,
-    by_id: HashMap<SeqId, Slot, BuildHasherDefault<IdHasher>>,
+    by_id: SeqMap<Slot>,
     pub(crate) running: Vec<Slot>,
     pub(crate) waiting: VecDeque<Slot>,
 }
@@ -38,7 +37,7 @@ impl Queues {
             ordering,
             entries: Vec::new(),
             vacant: Vec::new(),
-            by_id: HashMap::default(),
+            by_id: SeqMap::default(),
             running: Vec::new(),
             waiting: VecDeque::new(),
         }
@@ -170,25 +169,5 @@ impl Queues {
             ));
         }
         Ok(())
-    }
-}
-
-/// Spreads sequence numbers, which come one after the other, by one multiplication.
-#[derive(Default)]
-struct IdHasher(u64);
-
-impl Hasher for IdHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.write_u64(self.0 ^ u64::from(byte));
-        }
-    }
-
-    fn write_u64(&mut self, id: u64) {
-        self.0 = id.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32);
     }
 }
