@@ -4,6 +4,8 @@
 mod driver;
 #[path = "conformance/timeline.rs"]
 mod timeline;
+#[path = "conformance/whim.rs"]
+mod whim;
 
 use driver::{Arrival, Driver, StepRecord};
 use proptest::prelude::*;
@@ -100,6 +102,17 @@ proptest! {
     fn every_policy_is_deterministic(case in case()) {
         for policy in POLICIES {
             prop_assert_eq!(drain(policy, &case).1, drain(policy, &case).1);
+        }
+    }
+
+    /// A policy can choose badly, but not break anything.
+    #[test]
+    fn whatever_a_policy_does_the_planner_stays_sound(case in case(), seed: u64) {
+        for admission in [Admission::ThisChunk, Admission::WholePrompt, Admission::MaxTokens] {
+            let scheduler = Box::new(whim::Whim::new(seed, admission));
+            let planner = Planner::with_scheduler(case.config.clone(), case.geometry, scheduler);
+            let planner = planner.expect("a configuration that works");
+            Driver::new(planner, case.geometry, &case.arrivals).drain(20_000);
         }
     }
 
