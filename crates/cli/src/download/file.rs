@@ -92,7 +92,8 @@ fn transfer_all(http: &Http, wanted: &Wanted<'_>, part: &Path) -> Result<(), Dow
     if wanted.size == Some(best) {
         return Ok(());
     }
-    let mut progress = Progress::start(wanted.name, wanted.size, best);
+    let resumed = if wanted.size.is_some_and(|size| best > size) { 0 } else { best };
+    let mut progress = Progress::start(wanted.name, wanted.size, resumed);
     let mut attempts = 0;
     loop {
         let reason = match transfer(http, wanted, part, &mut progress) {

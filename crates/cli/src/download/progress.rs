@@ -10,6 +10,9 @@ use crate::console;
 /// How often a line appears where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
+/// Smaller files come and go without a word.
+const SMALL: u64 = 1 << 20;
+
 /// One file's progress.
 #[derive(Debug)]
 pub(crate) struct Progress {
@@ -21,12 +24,14 @@ pub(crate) struct Progress {
     clock: WallClock,
     last_line: Time,
     bar: Option<ProgressBar>,
+    is_small: bool,
 }
 
 impl Progress {
     /// Starts to show a file whose first `resumed` bytes are here.
     pub(crate) fn start(name: &str, total: Option<u64>, resumed: u64) -> Self {
-        let bar = console::is_interactive().then(|| bar(name, total, resumed));
+        let is_small = total.is_some_and(|total| total < SMALL);
+        let bar = (console::is_interactive() && !is_small).then(|| bar(name, total, resumed));
         let progress = Self {
             name: name.to_owned(),
             total,
@@ -35,8 +40,9 @@ impl Progress {
             clock: WallClock::start(),
             last_line: Time::ZERO,
             bar,
+            is_small,
         };
-        if progress.bar.is_none() {
+        if progress.bar.is_none() && !is_small {
             let size = total.map_or_else(|| "size unknown".to_owned(), console::bytes);
             let from = match resumed {
                 0 => String::new(),
@@ -80,6 +86,9 @@ impl Progress {
         let took = self.clock.now().since_start();
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
+        }
+        if self.is_small {
+            return;
         }
         console::note(format_args!(
             "Downloaded {}: {} in {:.1} s ({}/s)",
