@@ -1,0 +1,100 @@
+//! The ops on a CUDA GPU: one launcher per source of `kernels/cuda`, same stem.
+//!
+//! Launchers check shapes and submit; they own no activations and never wait. Sources are compiled for the GPU that is there,
+//! specialized to the model's shapes. Layouts are in `docs/layouts.md`. Next: `cuda/toolchain.rs`.
+
+mod error;
+mod gather;
+mod paged_attention_decode;
+mod paged_attention_prefill;
+mod rms_norm;
+mod rope_kv_write;
+mod sampling;
+mod silu_mul;
+mod skinny_gemm;
+mod toolchain;
+
+pub use error::CudaError;
+pub use gather::Gather;
+pub use paged_attention_decode::{DecodeBatch, PagedAttentionDecode};
+pub use paged_attention_prefill::{PagedAttentionPrefill, PrefillBatch};
+pub use rms_norm::RmsNorm;
+pub use rope_kv_write::{QkNorms, RopeKvWrite};
+pub use sampling::Argmax;
+pub use silu_mul::SiluMul;
+pub use skinny_gemm::{Epilogue, SkinnyGemm, SkinnySpec};
+pub use toolchain::{Build, Toolchain, builds};
+
+use stallfree_device::DeviceSlice;
+
+/// The heads of a layer's attention and the cache's block size: what attention kernels are specialized to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct HeadShape {
+    /// Query heads.
+    pub num_heads: usize,
+    /// Key and value heads; divides `num_heads`, at most 16 query heads each.
+    pub num_kv_heads: usize,
+    /// Elements of a head: 64, 96, 128 or 256.
+    pub head_dim: usize,
+    /// Tokens a cache block; a multiple of 16.
+    pub block_size: usize,
+}
+
+impl HeadShape {
+    const fn group(self) -> usize {
+        self.num_heads / self.num_kv_heads
+    }
+
+    const fn query_cols(self) -> usize {
+        self.num_heads * self.head_dim
+    }
+
+    /// Returns how many elements one layer of one block takes, keys and values.
+    #[must_use]
+    pub const fn layer_block_len(self) -> usize {
+        2 * self.num_kv_heads * self.block_size * self.head_dim
+    }
+
+    fn check(self) -> Result<(), CudaError> {
+        let ok = [64, 96, 128, 256].contains(&self.head_dim)
+            && self.num_kv_heads > 0
+            && self.num_heads.is_multiple_of(self.num_kv_heads)
+            && (1..=16).contains(&self.group())
+            && self.block_size > 0
+            && self.block_size.is_multiple_of(16);
+        if ok { Ok(()) } else { Err(CudaError::Unsupported { what: format!("{self:?}") }) }
+    }
+
+    fn defines(self) -> Vec<(&'static str, String)> {
+        vec![
+            ("HEAD_DIM", self.head_dim.to_string()),
+            ("GROUP", self.group().to_string()),
+            ("NUM_KV_HEADS", self.num_kv_heads.to_string()),
+            ("BLOCK_SIZE", self.block_size.to_string()),
+        ]
+    }
+}
+
+/// One layer's part of the paged cache.
+#[derive(Clone, Copy, Debug)]
+pub struct KvLayer {
+    /// From the layer's part of block 0 to the end of its part of the last block.
+    pub data: DeviceSlice,
+    /// Elements from one block to the next.
+    pub block_stride: usize,
+}
+
+/// Checks that a range holds `elements` of `bytes` each.
+fn check_len(
+    operand: &'static str,
+    slice: DeviceSlice,
+    elements: usize,
+    bytes: usize,
+) -> Result<(), CudaError> {
+    let expected = elements * bytes;
+    if slice.len() >= expected {
+        Ok(())
+    } else {
+        Err(CudaError::Bytes { operand, expected, got: slice.len() })
+    }
+}

@@ -1,0 +1,28 @@
+//! What can go wrong in a launch.
+
+use stallfree_device::DeviceError;
+
+/// A launch failed or was refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CudaError {
+    /// The device failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// An operand is too short for its shape.
+    #[error("{operand}: {expected} bytes expected for its shape, got {got}")]
+    Bytes {
+        /// The operand.
+        operand: &'static str,
+        /// Bytes for its shape.
+        expected: usize,
+        /// Bytes that came.
+        got: usize,
+    },
+    /// No kernel takes this shape.
+    #[error("no CUDA kernel for {what}; run this model with --device cpu")]
+    Unsupported {
+        /// The shape.
+        what: String,
+    },
+}

@@ -1,0 +1,126 @@
+//! Launches `cuda/paged_attention_decode.cu`.
+
+use stallfree_device::{Arg, DeviceSlice, Dtype, Function, Launch, Stream};
+
+use super::{Build, CudaError, HeadShape, KvLayer, Toolchain, check_len};
+
+/// Warps of a block, each with its own keys.
+const WARPS: usize = 4;
+
+/// Sequences with one token each this step.
+#[derive(Clone, Copy, Debug)]
+pub struct DecodeBatch {
+    /// How many there are.
+    pub num_seqs: usize,
+    /// `[num_seqs]`, u32: each one's row of the query.
+    pub rows: DeviceSlice,
+    /// `[num_seqs]`, u32: tokens in the cache, this step's among them; at least 1.
+    pub context_lens: DeviceSlice,
+    /// `[num_seqs]`, u32: where each one's block table begins in `block_ids`.
+    pub block_starts: DeviceSlice,
+    /// u32: the block tables, one after the other.
+    pub block_ids: DeviceSlice,
+    /// How many blocks share one KV head of one sequence; see [`PagedAttentionDecode::splits`].
+    pub splits: usize,
+}
+
+/// Attention of single tokens.
+#[derive(Debug)]
+pub struct PagedAttentionDecode {
+    function: Function,
+    heads: HeadShape,
+    num_sms: usize,
+}
+
+/// Bytes of a block's shared memory: the warps' maxima, sums and results.
+const fn shared_bytes(heads: HeadShape) -> usize {
+    WARPS * heads.group() * (2 + heads.head_dim) * 4
+}
+
+impl PagedAttentionDecode {
+    pub(super) fn build(dtype: Dtype, heads: HeadShape) -> Result<Build, CudaError> {
+        heads.check()?;
+        let text = include_str!("../../cuda/paged_attention_decode.cu");
+        let kernels = &["paged_attention_decode"];
+        let build =
+            Build::new(dtype, ("paged_attention_decode.cu", text), kernels, heads.defines());
+        Ok(build.with_shared(shared_bytes(heads)))
+    }
+
+    /// Compiles and loads.
+    ///
+    /// # Errors
+    /// The heads are not supported, or the compiler or the driver fails.
+    pub fn load(tools: &Toolchain, heads: HeadShape) -> Result<Self, CudaError> {
+        let [function] = tools.load(&Self::build(tools.dtype, heads)?)?;
+        Ok(Self { function, heads, num_sms: tools.device.props().num_sms })
+    }
+
+    /// Returns how many blocks should share a KV head of a sequence, so that the GPU is full with `num_seqs` sequences of up to
+    /// `max_context` tokens.
+    #[must_use]
+    pub fn splits(&self, num_seqs: usize, max_context: usize) -> usize {
+        let units = (num_seqs * self.heads.num_kv_heads).max(1);
+        // Four waves of four resident blocks even out; a share below two rounds of the warps is not worth its merge.
+        (self.num_sms * 16).div_ceil(units).min(max_context.div_ceil(16 * WARPS * 2)).clamp(1, 256)
+    }
+
+    /// Returns the bytes of the two scratch ranges: partial results, and counters that start as zeros.
+    #[must_use]
+    pub const fn scratch_bytes(&self, num_seqs: usize, splits: usize) -> (usize, usize) {
+        let units = num_seqs * self.heads.num_kv_heads;
+        (units * splits * self.heads.group() * (self.heads.head_dim + 2) * 4, units * 4)
+    }
+
+    /// Submits.
+    ///
+    /// # Shapes
+    /// - `query`, `out`: `[num_tokens, num_heads * head_dim]`
+    /// - `partial`, `counters`: of [`scratch_bytes`](Self::scratch_bytes)
+    ///
+    /// # Errors
+    /// An operand is too short, or the driver fails.
+    pub fn run(
+        &self,
+        stream: &Stream,
+        [query, out, partial, counters]: [DeviceSlice; 4],
+        kv: KvLayer,
+        batch: &DecodeBatch,
+        (scale, window): (f32, Option<usize>),
+    ) -> Result<(), CudaError> {
+        let (partial_bytes, counter_bytes) = self.scratch_bytes(batch.num_seqs, batch.splits);
+        check_len("query", query, batch.num_seqs * self.heads.query_cols(), 2)?;
+        check_len("out", out, batch.num_seqs * self.heads.query_cols(), 2)?;
+        check_len("partial", partial, partial_bytes, 1)?;
+        check_len("counters", counters, counter_bytes, 1)?;
+        for (name, slice) in [
+            ("rows", batch.rows),
+            ("context_lens", batch.context_lens),
+            ("block_starts", batch.block_starts),
+        ] {
+            check_len(name, slice, batch.num_seqs, 4)?;
+        }
+        let launch = Launch {
+            grid: (batch.splits, self.heads.num_kv_heads, batch.num_seqs),
+            threads: WARPS * 32,
+            shared_bytes: shared_bytes(self.heads),
+            overlap: true,
+        };
+        let args = [
+            query.into(),
+            kv.data.into(),
+            out.into(),
+            partial.into(),
+            counters.into(),
+            batch.rows.into(),
+            batch.context_lens.into(),
+            batch.block_starts.into(),
+            batch.block_ids.into(),
+            Arg::I64(i64::try_from(kv.block_stride).unwrap_or(i64::MAX)),
+            scale.into(),
+            Arg::from(window.unwrap_or(0)),
+        ];
+        // SAFETY: the arguments are the kernel's, and the lengths are checked above.
+        Ok(unsafe { self.function.launch(stream, launch, &args) }?)
+    }
+}

@@ -1,0 +1,95 @@
+//! From sources to loaded kernels.
+
+use std::sync::Arc;
+
+use stallfree_device::{Arch, CubinCache, Device, Dtype, Function, Module, Source};
+
+use super::{
+    CudaError, Gather, HeadShape, PagedAttentionDecode, PagedAttentionPrefill, RmsNorm,
+    RopeKvWrite, SiluMul, SkinnyGemm, SkinnySpec, sampling,
+};
+
+/// A source with its macros, its kernels and the dynamic shared memory they ask for.
+#[derive(Clone, Debug)]
+pub struct Build {
+    /// What is compiled.
+    pub source: Source,
+    /// Its kernels.
+    pub kernels: &'static [&'static str],
+    /// Bytes of dynamic shared memory that a block may ask for.
+    pub shared_bytes: usize,
+}
+
+impl Build {
+    pub(super) fn new(
+        dtype: Dtype,
+        (name, text): (&'static str, &'static str),
+        kernels: &'static [&'static str],
+        mut defines: Vec<(&'static str, String)>,
+    ) -> Self {
+        if dtype == Dtype::F16 {
+            defines.push(("ELEM_F16", "1".to_owned()));
+        }
+        let prelude = include_str!("../../cuda/common.cuh");
+        Self { source: Source { name, prelude, text, defines }, kernels, shared_bytes: 0 }
+    }
+
+    pub(super) const fn with_shared(mut self, bytes: usize) -> Self {
+        self.shared_bytes = bytes;
+        self
+    }
+}
+
+/// Compiles for one GPU, one architecture and one element type.
+#[derive(Clone, Debug)]
+pub struct Toolchain {
+    /// The GPU.
+    pub device: Arc<Device>,
+    /// Where compiled kernels are kept.
+    pub cache: CubinCache,
+    /// What is compiled for: the GPU's own architecture or an older one.
+    pub arch: Arch,
+    /// The element type of activations and weights: bf16 or f16.
+    pub dtype: Dtype,
+}
+
+impl Toolchain {
+    /// Compiles or finds a build and loads its kernels, in order.
+    pub(super) fn load<const N: usize>(&self, build: &Build) -> Result<[Function; N], CudaError> {
+        let module = Module::load(&self.device, &self.cache.get(&build.source, self.arch)?)?;
+        let functions: Result<Vec<_>, _> =
+            build.kernels.iter().map(|name| module.function(name, build.shared_bytes)).collect();
+        functions?.try_into().map_err(|_| CudaError::Unsupported {
+            what: format!("{}: {N} kernels expected", build.source.name),
+        })
+    }
+}
+
+/// Returns builds that cover every kernel and the shapes of common models, for checks of what they compile to.
+///
+/// # Errors
+/// A shape of the list is one that a launcher refuses.
+pub fn builds(dtype: Dtype) -> Result<Vec<Build>, CudaError> {
+    let mut builds = vec![Gather::build(dtype), SiluMul::build(dtype), sampling::build(dtype)];
+    for cols in [576, 4096, 8192] {
+        builds.push(RmsNorm::build(dtype, cols)?);
+    }
+    for spec in SkinnySpec::all() {
+        builds.push(SkinnyGemm::build(dtype, spec));
+    }
+    for (num_heads, num_kv_heads, head_dim) in [
+        (9, 3, 64),
+        (32, 32, 96),
+        (32, 8, 128),
+        (56, 8, 128),
+        (16, 1, 128),
+        (16, 8, 256),
+        (16, 1, 256),
+    ] {
+        let heads = HeadShape { num_heads, num_kv_heads, head_dim, block_size: 16 };
+        builds.push(RopeKvWrite::build(dtype, heads)?);
+        builds.push(PagedAttentionDecode::build(dtype, heads)?);
+        builds.push(PagedAttentionPrefill::build(dtype, heads)?);
+    }
+    Ok(builds)
+}
