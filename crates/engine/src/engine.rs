@@ -19,36 +19,7 @@ use stallfree_scheduler::{Plan, Planner, Sequence};
 use crate::batch_builder::BatchBuilder;
 use crate::record::{InFlight, observe};
 use crate::state::{News, SeqState};
-use crate::{EngineInfo, EngineStats, OutputSender, OutputToken, StepObserver};
-
-/// What the outside asks of an engine.
-#[derive(Debug)]
-pub enum Command {
-    /// Run a request.
-    Add {
-        /// The number of its sequence, never used before.
-        id: SeqId,
-        /// What to run.
-        request: Request,
-        /// When it came.
-        arrived: Time,
-        /// Where its output goes.
-        output: OutputSender,
-    },
-    /// End a sequence; without effect if it has ended.
-    Cancel(SeqId),
-}
-
-/// When an engine wants its next step. New commands are always a reason.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wake {
-    /// At this moment the oldest batch in flight completes.
-    At(Time),
-    /// When the executor's waker is woken.
-    Output,
-    /// There is nothing to do.
-    Idle,
-}
+use crate::{Command, EngineInfo, EngineStats, OutputSender, OutputToken, StepObserver, Wake};
 
 /// Runs sequences on an executor in the order that a policy chooses.
 pub struct Engine {
@@ -229,7 +200,7 @@ impl Engine {
 
     fn emit(&mut self) {
         for (id, news) in self.news.drain(..) {
-            let is_last = news.finished.is_some();
+            let is_last = matches!(news, News::Finished(_));
             if let Some(state) = self.seqs.get_mut(&id) {
                 state.emit(news);
             }

@@ -5,6 +5,7 @@
 //! [`EngineHandle`]. Nothing here knows text, HTTP, or how a batch is computed.
 
 mod batch_builder;
+mod command;
 mod engine;
 mod handle;
 mod heartbeat;
@@ -14,7 +15,8 @@ mod replay;
 mod state;
 mod threaded;
 
-pub use engine::{Command, Engine, Wake};
+pub use command::{Command, Wake};
+pub use engine::Engine;
 pub use handle::{
     Admission, EngineHandle, EngineInfo, EngineStats, Finished, Health, OutputToken, SeqOutput,
     SeqTimes, StepChunk, StepObserver, StepRecord, SubmitError,

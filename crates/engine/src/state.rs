@@ -21,19 +21,19 @@ pub(crate) struct SeqState {
     banned: Arc<[TokenId]>,
     pub(crate) output: OutputSender,
     times: SeqTimes,
-    /// Whether the reader was told how the sequence was admitted.
-    told_admission: bool,
+    /// How the sequence was admitted, until the reader is told.
+    admission: Option<Admission>,
     /// How many of the prompt's tokens have had the logprobs of the token that follows them returned.
     num_prompt_logprobs: usize,
 }
 
-/// What one step has for one reader.
-#[derive(Debug, Default)]
-pub(crate) struct News {
-    admission: Option<Admission>,
-    token: Option<OutputToken>,
-    prompt_logprobs: Vec<Vec<TokenLogprob>>,
-    pub(crate) finished: Option<Finished>,
+/// What a step has for a reader.
+#[derive(Debug)]
+pub(crate) enum News {
+    Token(OutputToken),
+    PromptLogprobs(Vec<Vec<TokenLogprob>>),
+    /// Boxed, because it is rare and large.
+    Finished(Box<Finished>),
 }
 
 impl SeqState {
@@ -48,7 +48,7 @@ impl SeqState {
             _ => stop.stop_token_ids.as_slice().into(),
         };
         let times = SeqTimes { arrived, ..SeqTimes::default() };
-        Self { params, stop, banned, output, times, told_admission: false, num_prompt_logprobs: 0 }
+        Self { params, stop, banned, output, times, admission: None, num_prompt_logprobs: 0 }
     }
 
     /// Takes a token, which is the sequence's last one already; returns why the sequence ends with it, if it does.
@@ -57,7 +57,10 @@ impl SeqState {
         seq: &Sequence,
         token: OutputToken,
     ) -> (News, Option<FinishReason>) {
-        self.times.first_token.get_or_insert(token.at);
+        if self.times.first_token.is_none() {
+            self.note_admission(seq);
+            self.times.first_token = Some(token.at);
+        }
         self.times.last_token = Some(token.at);
         let ended = if self.stop.stop_token_ids.contains(&token.token) {
             Some(FinishReason::Stop)
@@ -66,12 +69,12 @@ impl SeqState {
         } else {
             None
         };
-        (News { token: Some(token), ..self.news(seq) }, ended)
+        (News::Token(token), ended)
     }
 
     /// Ends the sequence.
     pub(crate) fn finish(&mut self, seq: &Sequence, reason: FinishReason, at: Time) -> News {
-        self.times.scheduled = seq.scheduled;
+        self.note_admission(seq);
         self.times.finished = at;
         let finished = Finished {
             reason,
@@ -80,15 +83,16 @@ impl SeqState {
             num_cached_tokens: seq.num_cached_tokens,
             num_preemptions: seq.num_preemptions,
         };
-        News { finished: Some(finished), ..self.news(seq) }
+        News::Finished(Box::new(finished))
     }
 
-    fn news(&mut self, seq: &Sequence) -> News {
-        let admission = seq.scheduled.filter(|_| !self.told_admission).map(|at| {
-            self.told_admission = true;
-            Admission { at, num_cached_tokens: seq.num_cached_tokens }
-        });
-        News { admission, ..News::default() }
+    /// Before a sequence's first news.
+    fn note_admission(&mut self, seq: &Sequence) {
+        if self.times.scheduled.is_none() {
+            self.times.scheduled = seq.scheduled;
+            let num_cached_tokens = seq.num_cached_tokens;
+            self.admission = seq.scheduled.map(|at| Admission { at, num_cached_tokens });
+        }
     }
 
     /// Returns the tokens that must not be drawn after `num_output_tokens` of output.
@@ -125,16 +129,20 @@ impl SeqState {
         let known = self.num_prompt_logprobs.saturating_sub(start).min(lists.len());
         lists.drain(..known);
         self.num_prompt_logprobs += lists.len();
-        News { prompt_logprobs: lists, ..self.news(seq) }
+        self.note_admission(seq);
+        News::PromptLogprobs(lists)
     }
 
     /// Passes news to the reader.
-    pub(crate) fn emit(&self, news: News) {
+    pub(crate) fn emit(&mut self, news: News) {
+        let admission = self.admission.take();
         self.output.update(|output| {
-            output.admission = output.admission.or(news.admission);
-            output.tokens.extend(news.token);
-            output.prompt_logprobs.extend(news.prompt_logprobs);
-            output.finished = news.finished;
+            output.admission = output.admission.or(admission);
+            match news {
+                News::Token(token) => output.tokens.push(token),
+                News::PromptLogprobs(lists) => output.prompt_logprobs.extend(lists),
+                News::Finished(finished) => output.finished = Some(*finished),
+            }
         });
     }
 }

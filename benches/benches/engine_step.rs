@@ -1,0 +1,160 @@
+//! What the engine itself costs a step: 1,024 sequences decode at a context of about 500, on a device that takes no time.
+//!
+//! `until_submit` is what the device waits for between two steps where only one batch is in flight: taking the tokens, planning,
+//! building the batch. `whole` is with telling 1,024 readers, which the device does not wait for.
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::task::{Context, Waker};
+use std::time::{Duration, Instant};
+
+use criterion::{Criterion, SamplingMode, criterion_group, criterion_main};
+use stallfree_core::{
+    Batch, Executor, ExecutorError, KvGeometry, Request, SampledToken, SamplingParams, SeqId,
+    StepOutput, StopRules, Time,
+};
+use stallfree_engine::{Command, Engine, EngineInfo, OutputStream, output_stream};
+use stallfree_scheduler::{Planner, SchedulerConfig};
+
+const NUM_SEQS: usize = 1024;
+const CONTEXT: usize = 500;
+const MAX_MODEL_LEN: usize = 2048;
+const KV: KvGeometry = KvGeometry { num_blocks: NUM_SEQS * MAX_MODEL_LEN / 16, block_size: 16 };
+
+/// Has its output at once, and notes when it was given a batch.
+struct Instantly {
+    outputs: Vec<StepOutput>,
+    submitted: SyncSender<Instant>,
+}
+
+impl Executor for Instantly {
+    fn kv_geometry(&self) -> KvGeometry {
+        KV
+    }
+
+    fn max_in_flight(&self) -> usize {
+        1
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "a benchmark measures real time")]
+    fn submit(&mut self, batch: Batch, _: Time) {
+        self.submitted.try_send(Instant::now()).expect("the last moment was taken");
+        let sampled = batch.chunks.iter().filter(|chunk| chunk.sample.is_some());
+        let token = |chunk: &stallfree_core::Chunk| SampledToken {
+            seq: chunk.seq,
+            token: 7,
+            logprobs: Vec::new(),
+        };
+        let tokens = sampled.map(token).collect();
+        self.outputs.push(StepOutput { tokens, ..StepOutput::default() });
+        black_box(batch);
+    }
+
+    fn collect(&mut self, _: Time) -> Result<Option<StepOutput>, ExecutorError> {
+        Ok(self.outputs.pop())
+    }
+
+    fn ready_at(&self) -> Option<Time> {
+        Some(Time::ZERO)
+    }
+
+    fn set_waker(&mut self, _: Waker) {}
+
+    fn predict(&self, _: &Batch) -> Duration {
+        Duration::ZERO
+    }
+}
+
+/// An engine all of whose sequences decode.
+struct Loaded {
+    engine: Engine,
+    streams: Vec<OutputStream>,
+    submitted: Receiver<Instant>,
+    steps_left: usize,
+}
+
+impl Loaded {
+    fn new() -> Self {
+        let limits = SchedulerConfig {
+            max_num_seqs: NUM_SEQS,
+            max_num_batched_tokens: 8192,
+            max_model_len: MAX_MODEL_LEN,
+            ..SchedulerConfig::default()
+        };
+        let info = EngineInfo {
+            scheduler: "sarathi".to_owned(),
+            max_model_len: MAX_MODEL_LEN,
+            kv: KV,
+            enable_prefix_caching: true,
+        };
+        let (sender, submitted) = sync_channel(1);
+        let executor = Box::new(Instantly { outputs: Vec::new(), submitted: sender });
+        let planner = Planner::new(limits, KV, "sarathi").expect("limits that work");
+        let engine = Engine::new(planner, executor, None, info);
+        let mut loaded = Self { engine, streams: Vec::new(), submitted, steps_left: 1000 };
+        let mut commands = Vec::new();
+        for id in 0..NUM_SEQS {
+            let id = SeqId(id as u64);
+            let (output, stream) = output_stream(id, || ());
+            loaded.streams.push(stream);
+            commands.push(Command::Add { id, request: request(id.0), arrived: Time::ZERO, output });
+        }
+        loaded.engine.step(Time::ZERO, commands);
+        loaded.submitted.try_recv().expect("a first batch");
+        while loaded.engine.stats().generation_tokens < 2 * NUM_SEQS as u64 {
+            loaded.step();
+        }
+        loaded
+    }
+
+    /// Takes a step; returns how long it took until the next batch was submitted, and in all.
+    #[expect(clippy::disallowed_methods, reason = "a benchmark measures real time")]
+    fn step(&mut self) -> (Duration, Duration) {
+        let start = Instant::now();
+        black_box(self.engine.step(Time::ZERO, []));
+        let whole = start.elapsed();
+        let submitted = self.submitted.try_recv().expect("a batch a step");
+        let mut cx = Context::from_waker(Waker::noop());
+        for stream in &mut self.streams {
+            black_box(stream.poll_next(&mut cx).is_ready());
+        }
+        self.steps_left -= 1;
+        (submitted - start, whole)
+    }
+}
+
+fn request(id: u64) -> Request {
+    let len = CONTEXT as u64 + id % 16;
+    Request {
+        prompt: (0..len).map(|at| (id * 1000 + at) as u32).collect(),
+        sampling: Arc::new(SamplingParams::greedy()),
+        stop: StopRules { max_tokens: 2000, min_tokens: 0, stop_token_ids: vec![2] },
+        priority: 0,
+    }
+}
+
+fn engine_step(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("engine_step_1024_running");
+    group.sampling_mode(SamplingMode::Flat);
+    for (name, part) in [("until_submit", 0), ("whole", 1)] {
+        group.bench_function(name, |bencher| {
+            bencher.iter_custom(|num_steps| {
+                let mut loaded = Loaded::new();
+                let mut total = Duration::ZERO;
+                for _ in 0..num_steps {
+                    if loaded.steps_left == 0 {
+                        loaded = Loaded::new();
+                    }
+                    let (until_submit, whole) = loaded.step();
+                    total += [until_submit, whole][part];
+                }
+                total
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, engine_step);
+criterion_main!(benches);
