@@ -56,14 +56,8 @@ KERNEL void __launch_bounds__(WARPS * 32)
   copy_commit();
 
   float o[MTILES][HEAD_DIM / 8][4] = {}, top[MTILES][2], sum[MTILES][2] = {};
-  int positions[MTILES][2];
 #pragma unroll
-  for (int m = 0; m < MTILES; m++)
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-      top[m][h] = NEG_INF;
-      positions[m][h] = past + (row0 + (warp * MTILES + m) * 16 + g + h * 8) / GROUP;
-    }
+  for (int m = 0; m < MTILES; m++) top[m][0] = top[m][1] = NEG_INF;
   const float scale2 = scale * LOG2E;
   // ldmatrix: a lane names the row of one of four 8x8 matrices.
   const u32 q_at = shared_address(shared_q + (warp * MTILES * 16 + lane % 16) * STRIDE + lane / 16 * 8);
@@ -102,15 +96,19 @@ KERNEL void __launch_bounds__(WARPS * 32)
 #pragma unroll
       for (int h = 0; h < 2; h++) {
         float best = top[m][h];
+        if (cut) {
+          const int last = past + (row0 + (warp * MTILES + m) * 16 + g + h * 8) / GROUP;
+          const int before = window > 0 ? last - window : -1;
 #pragma unroll
-        for (int n = 0; n < KEYS / 8; n++)
+          for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
-          for (int i = 0; i < 2; i++) {
-            float& v = s[m][n][h * 2 + i];
-            const int position = tile * KEYS + n * 8 + t * 2 + i;
-            if (cut && (position > positions[m][h] || (window > 0 && position <= positions[m][h] - window))) v = NEG_INF;
-            best = fmaxf(best, v);
-          }
+            for (int i = 0; i < 2; i++) {
+              const int position = tile * KEYS + n * 8 + t * 2 + i;
+              if (position > last || position <= before) s[m][n][h * 2 + i] = NEG_INF;
+            }
+        }
+#pragma unroll
+        for (int n = 0; n < KEYS / 8; n++) best = fmaxf(best, fmaxf(s[m][n][h * 2], s[m][n][h * 2 + 1]));
         best = fmaxf(best, __shfl_xor_sync(FULL, best, 1));
         best = fmaxf(best, __shfl_xor_sync(FULL, best, 2));
         // A row that has seen no key yet keeps zeros: -inf minus -inf would be a NaN.

@@ -32,7 +32,7 @@ use stallfree_device::DeviceSlice;
 pub struct HeadShape {
     /// Query heads.
     pub num_heads: usize,
-    /// Key and value heads; divides `num_heads`, at most 16 query heads each.
+    /// Key and value heads; divides `num_heads`, at most 16 query heads each (8 if `head_dim` is 256: registers).
     pub num_kv_heads: usize,
     /// Elements of a head: 64, 96, 128 or 256.
     pub head_dim: usize,
@@ -59,7 +59,7 @@ impl HeadShape {
         let ok = [64, 96, 128, 256].contains(&self.head_dim)
             && self.num_kv_heads > 0
             && self.num_heads.is_multiple_of(self.num_kv_heads)
-            && (1..=16).contains(&self.group())
+            && (1..=if self.head_dim == 256 { 8 } else { 16 }).contains(&self.group())
             && self.block_size > 0
             && self.block_size.is_multiple_of(16);
         if ok { Ok(()) } else { Err(CudaError::Unsupported { what: format!("{self:?}") }) }

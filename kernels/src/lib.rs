@@ -7,6 +7,7 @@
 
 mod backend;
 pub mod cpu;
+pub mod cuda;
 mod error;
 mod mapped_file;
 mod weight;

@@ -88,6 +88,18 @@ impl Stream {
         self.synchronize()
     }
 
+    /// Copies within the device, in order.
+    ///
+    /// # Errors
+    /// The sizes differ, or an earlier failure of the context.
+    pub fn copy(&self, dst: DeviceSlice, src: DeviceSlice) -> Result<(), DeviceError> {
+        same_size(src.len(), dst)?;
+        // SAFETY: the driver refuses addresses that are not its own.
+        let code =
+            unsafe { cu::cuMemcpyDtoDAsync_v2(dst.address(), src.address(), src.len(), self.raw) };
+        check("cuMemcpyDtoDAsync", code)
+    }
+
     /// Sets every byte of `dst`.
     ///
     /// # Errors

@@ -84,7 +84,7 @@ pub fn builds(dtype: Dtype) -> Result<Vec<Build>, CudaError> {
         (56, 8, 128),
         (16, 1, 128),
         (16, 8, 256),
-        (16, 1, 256),
+        (8, 1, 256),
     ] {
         let heads = HeadShape { num_heads, num_kv_heads, head_dim, block_size: 16 };
         builds.push(RopeKvWrite::build(dtype, heads)?);

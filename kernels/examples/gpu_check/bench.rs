@@ -1,0 +1,173 @@
+//! Kernels one at a time, each beside its floor.
+
+use stallfree_device::{Gemm, GemmSpec, Lt};
+use stallfree_kernels::cuda::{
+    DecodeBatch, Epilogue, HeadShape, KvLayer, PagedAttentionDecode, PagedAttentionPrefill,
+    PrefillBatch, RmsNorm, SkinnyGemm, SkinnySpec,
+};
+
+use crate::rig::{FLOPS, Outcome, READ_BYTES_PER_S, Rig};
+
+pub(crate) const HEADS: HeadShape =
+    HeadShape { num_heads: 32, num_kv_heads: 8, head_dim: 128, block_size: 16 };
+/// The products of a Llama-3-8B layer: output and inner features.
+const SHAPES: [(usize, usize); 4] = [(6144, 4096), (4096, 4096), (28_672, 4096), (4096, 14_336)];
+
+pub(crate) fn line(what: &str, ms: f64, floor_ms: f64) {
+    println!(
+        "  {what:48} {:10.1} us  floor {:10.1} us  {:.3} of floor",
+        ms * 1e3,
+        floor_ms * 1e3,
+        floor_ms / ms
+    );
+}
+
+pub(crate) fn all(rig: &mut Rig) -> Outcome<()> {
+    let mark = rig.arena.used();
+    println!("rms_norm with residual, 32 in a graph");
+    for rows in [1, 256, 2048] {
+        norm(rig, rows)?;
+        rig.arena.reset_to(mark);
+    }
+    println!("decode attention, one layer, block-major and layer-major cache");
+    for (seqs, context) in [(1, 576), (8, 16_384), (64, 4096), (32, 576), (256, 576)] {
+        for layers in [1, 32] {
+            decode(rig, seqs, context, layers)?;
+            rig.arena.reset_to(mark);
+        }
+    }
+    println!("prefill attention, one layer (floor at 700 TFLOP/s)");
+    for (seqs, len) in [(1, 2048), (1, 8192), (8, 2048)] {
+        prefill(rig, seqs, len)?;
+        rig.arena.reset_to(mark);
+    }
+    println!("matrix products: ours, cuBLASLt's best of its candidates, its first guess");
+    for rows in [1, 2, 8, 16, 32, 64, 128, 256, 2048] {
+        for (out, inner) in SHAPES {
+            products(rig, rows, out, inner)?;
+            rig.arena.reset_to(mark);
+        }
+    }
+    Ok(())
+}
+
+fn norm(rig: &mut Rig, rows: usize) -> Outcome<()> {
+    let bytes = rows * 4096 * 2;
+    let [x, residual, weight] =
+        [rig.noise(bytes, 1.0)?, rig.noise(bytes, 1.0)?, rig.noise(8192, 1.0)?];
+    let out = rig.noise(bytes, 1.0)?;
+    let kernel = RmsNorm::load(&rig.tools, 4096)?;
+    let ms = rig.time(20, || {
+        for _ in 0..32 {
+            kernel.run(&rig.stream, [x, weight, out], Some(residual), rows, 1e-5)?;
+        }
+        Ok(())
+    })? / 32.0;
+    line(&format!("{rows} x 4096"), ms, 4.0 * bytes as f64 / READ_BYTES_PER_S * 1e3);
+    Ok(())
+}
+
+fn tables(
+    rig: &mut Rig,
+    seqs: usize,
+    context: usize,
+) -> Outcome<(usize, [stallfree_device::DeviceSlice; 3])> {
+    let per_seq = context.div_ceil(16);
+    let num_blocks = seqs * per_seq;
+    let mut ids: Vec<u32> = (0..num_blocks as u32).collect();
+    for i in (1..num_blocks).rev() {
+        let other = rig.below(i + 1);
+        ids.swap(i, other);
+    }
+    let contexts = rig.upload_raw(&vec![context as u32; seqs])?;
+    let starts = rig.upload_raw(&(0..seqs).map(|s| (s * per_seq) as u32).collect::<Vec<_>>())?;
+    Ok((num_blocks, [contexts, starts, rig.upload_raw(&ids)?]))
+}
+
+fn decode(rig: &mut Rig, seqs: usize, context: usize, layers: usize) -> Outcome<()> {
+    let (num_blocks, [context_lens, block_starts, block_ids]) = tables(rig, seqs, context)?;
+    let stride = HEADS.layer_block_len() * layers;
+    if num_blocks * stride * 2 > 20 << 30 {
+        return Ok(());
+    }
+    let data = rig.noise(num_blocks * stride * 2, 1.0)?;
+    let layer_bytes = num_blocks * HEADS.layer_block_len() * 2;
+    let (query, out) = (rig.noise(seqs * 4096 * 2, 1.0)?, rig.noise(seqs * 4096 * 2, 1.0)?);
+    let kernel = PagedAttentionDecode::load(&rig.tools, HEADS)?;
+    let rows = rig.upload_raw(&(0..seqs as u32).collect::<Vec<_>>())?;
+    let splits = kernel.splits(seqs, context);
+    let (partial, counters) = kernel.scratch_bytes(seqs, splits);
+    let (partial, counters) =
+        (rig.arena.take("partial", partial)?, rig.arena.take("counters", counters)?);
+    rig.stream.fill(counters, 0)?;
+    let batch = DecodeBatch { num_seqs: seqs, rows, context_lens, block_starts, block_ids, splits };
+    // Layers in turn where there are several, so that a small cache is not read from L2.
+    let ms = rig.time(10, || {
+        for layer in 0..layers {
+            let from = layer * HEADS.layer_block_len() * 2;
+            let kv = KvLayer { data: data.slice(from, data.len()), block_stride: stride };
+            kernel.run(&rig.stream, [query, out, partial, counters], kv, &batch, (0.088, None))?;
+        }
+        Ok(())
+    })? / layers as f64;
+    let what = format!("{seqs} x {context}, {splits} splits, {layers} layers in a block");
+    line(&what, ms, layer_bytes as f64 / READ_BYTES_PER_S * 1e3);
+    Ok(())
+}
+
+fn prefill(rig: &mut Rig, seqs: usize, len: usize) -> Outcome<()> {
+    let (num_blocks, [context_lens, block_starts, block_ids]) = tables(rig, seqs, len)?;
+    let stride = HEADS.layer_block_len();
+    let data = rig.noise(num_blocks * stride * 2, 1.0)?;
+    let bytes = seqs * len * 4096 * 2;
+    let (query, out) = (rig.noise(bytes, 1.0)?, rig.noise(bytes, 1.0)?);
+    let kernel = PagedAttentionPrefill::load(&rig.tools, HEADS)?;
+    let tiles = kernel.tiles(&vec![(len, len); seqs]);
+    let seq_rows = rig.upload_raw(&(0..seqs).map(|s| (s * len) as u32).collect::<Vec<_>>())?;
+    let batch = PrefillBatch {
+        num_tiles: tiles.len(),
+        tiles: rig.upload_raw(tiles.as_flattened())?,
+        seq_rows,
+        seq_lens: context_lens,
+        context_lens,
+        block_starts,
+        block_ids,
+    };
+    let kv = KvLayer { data, block_stride: stride };
+    let ms =
+        rig.time(10, || Ok(kernel.run(&rig.stream, [query, out], kv, &batch, (0.088, None))?))?;
+    let flops = 2.0 * (seqs * len * len) as f64 * 4096.0;
+    line(&format!("{seqs} x {len}: {:.0} TFLOP/s", flops / ms / 1e9), ms, flops / 700e12 * 1e3);
+    Ok(())
+}
+
+fn products(rig: &mut Rig, rows: usize, out: usize, inner: usize) -> Outcome<()> {
+    let (x, y) = (rig.noise(rows * inner * 2, 1.0)?, rig.noise(rows * out * 2, 1.0)?);
+    // Enough weights that none stays in the cache.
+    let copies = ((512 << 20) / (out * inner * 2)).max(4);
+    let weights =
+        (0..copies).map(|_| rig.noise(out * inner * 2, 0.02)).collect::<Outcome<Vec<_>>>()?;
+    let floor = ((out * inner * 2) as f64 / READ_BYTES_PER_S)
+        .max(2.0 * (rows * out * inner) as f64 / FLOPS)
+        * 1e3;
+    if let Some(spec) = SkinnySpec::for_rows(rows, Epilogue::None, false) {
+        let kernel = SkinnyGemm::load(&rig.tools, spec)?;
+        let ms = rig.time(10, || {
+            weights.iter().try_for_each(|&w| {
+                Ok(kernel.run(&rig.stream, [w, x, y], None, [rows, out, inner])?)
+            })
+        })? / copies as f64;
+        line(&format!("{rows} x {out} x {inner} ours"), ms, floor);
+    }
+    let workspace = rig.arena.take("cuBLASLt", 32 << 20)?;
+    let lt = Lt::new(&rig.tools.device, workspace)?;
+    let dtype = rig.dtype();
+    let mut plan = lt.plan(GemmSpec { rows, out, inner, input: dtype, output: dtype })?;
+    let gemms: Vec<Gemm> = weights.iter().map(|&w| Gemm { x, w, y }).collect();
+    let (_, guess) = lt.tune(&rig.stream, &mut plan, &gemms, 3)?;
+    let ms = rig
+        .time(10, || gemms.iter().try_for_each(|&gemm| Ok(lt.run(&rig.stream, &plan, gemm)?)))?
+        / copies as f64;
+    line(&format!("{rows} x {out} x {inner} cuBLASLt ({:.1} us guess)", guess * 1e3), ms, floor);
+    Ok(())
+}
