@@ -1,0 +1,116 @@
+//! The binary as a user starts it, with a tiny model.
+
+mod server;
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpListener;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::json;
+use server::{Server, tiny_model};
+use stallfree_core::{Clock as _, WallClock};
+
+#[test]
+fn answers_and_drains_on_sigterm() {
+    let model = tiny_model();
+    let mut server = Server::start(model.path(), &["--served-model-name", "tiny"]);
+    let body = json!({ "model": "tiny", "prompt": "hello", "max_tokens": 5, "ignore_eos": true });
+    let answer = server.post("/v1/completions", &body).unwrap();
+    let answer: serde_json::Value = serde_json::from_reader(answer).unwrap();
+    assert_eq!(answer["usage"]["completion_tokens"], 5, "{answer}");
+
+    // Long enough to be under way when the signal comes.
+    let body = json!({
+        "model": "tiny", "prompt": "hello", "max_tokens": 1500, "ignore_eos": true, "stream": true, "n": 4,
+    });
+    let mut stream = BufReader::new(server.post("/v1/completions", &body).unwrap());
+    stream.read_line(&mut String::new()).unwrap();
+    server.signal("TERM");
+    server.wait_for("Finishing ");
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).unwrap();
+    assert!(
+        rest.trim_end().ends_with("data: [DONE]"),
+        "{}",
+        &rest[rest.len().saturating_sub(300)..]
+    );
+    assert_eq!(rest.matches(r#""finish_reason":"length""#).count(), 4);
+    assert!(server.post("/v1/completions", &body).is_err(), "nobody is let in any more");
+    assert_eq!(server.wait(), Some(0));
+}
+
+#[test]
+fn a_second_sigint_stops_at_once() {
+    let model = tiny_model();
+    let mut server = Server::start(model.path(), &[]);
+    let name = model.path().to_str().unwrap();
+    let body = json!({
+        "model": name, "prompt": "hello", "max_tokens": 2000, "ignore_eos": true, "stream": true, "n": 64,
+    });
+    let mut stream = BufReader::new(server.post("/v1/completions", &body).unwrap());
+    stream.read_line(&mut String::new()).unwrap();
+    server.signal("INT");
+    server.wait_for("Finishing ");
+    let clock = WallClock::start();
+    server.signal("INT");
+    assert_eq!(server.wait(), Some(130));
+    assert!(clock.now().since_start() < Duration::from_secs(2));
+}
+
+#[test]
+fn what_can_not_work_fails_before_loading() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = format!("127.0.0.1:{}", taken.local_addr().unwrap().port());
+    let port_flag = format!("--port={}", taken.local_addr().unwrap().port());
+    let check = |flags: &[&str], expected: &str| {
+        let mut command = server::stallfree();
+        let output = command.args(["serve", "/no/such/model"]).args(flags).output().unwrap();
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && errors.contains(expected), "{flags:?}: {errors}");
+    };
+    check(&["--host=127.0.0.1", &port_flag], &format!("can't listen on {port}"));
+    check(&["--port=0", "--scheduler=sarathy"], "did you mean `sarathi`");
+    check(&["--port=0", "--max-num-seq=3"], "--max-num-seqs");
+    check(&["--port=0"], "/no/such/model");
+}
+
+#[test]
+fn chats_with_piped_input() {
+    let model = tiny_model();
+    let chat = |args: &[&str]| {
+        let mut chat = server::stallfree();
+        chat.arg("chat").args(args).args(["--max-tokens=4", "--temperature=0"]);
+        let mut chat = chat.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        chat.stdin.take().unwrap().write_all(b"hello\n/reset\nhello\n").unwrap();
+        let output = chat.wait_with_output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let template = "--chat-template={% for message in messages %}{{ message.content }}{% endfor %}";
+    let path = model.path().to_str().unwrap();
+    let embedded = chat(&[path, template]);
+    assert!(embedded.lines().all(|answer| !answer.is_empty()), "{embedded:?}");
+    let mut server = Server::start(model.path(), &[template]);
+    assert_eq!(chat(&["--url", &server.url]), embedded);
+    server.signal("TERM");
+    assert_eq!(server.wait(), Some(0));
+}
+
+#[test]
+fn short_commands_print_and_end() {
+    let print = |arg: &str| {
+        let output = server::stallfree().arg(arg).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let version = concat!("stallfree ", env!("CARGO_PKG_VERSION"), "\n");
+    assert_eq!(print("version"), version);
+    assert_eq!(print("--version"), version);
+    assert!(print("schedulers").contains("\nsarathi\n"));
+    assert!(print("models").contains("LlamaForCausalLM"));
+    // A reader that leaves early is no error.
+    let script = format!("{} schedulers | head -1", env!("CARGO_BIN_EXE_stallfree"));
+    let output = Command::new("sh").args(["-c", &script]).output().unwrap();
+    assert!(output.stderr.is_empty(), "{output:?}");
+}
