@@ -217,10 +217,15 @@ impl Engine {
         self.executor.ready_at().map_or(Wake::Output, Wake::At)
     }
 
-    /// Ends every sequence with an error; the engine takes no more. What was in flight is forgotten.
+    /// Ends every sequence with an error, because the engine is lost; it takes no more. What was in flight is forgotten.
     pub fn fail(&mut self, reason: &str) {
-        self.dead = Some(reason.to_owned());
         tracing::error!(reason, "the engine is lost");
+        self.shut_down(reason);
+    }
+
+    /// Does the same where nothing is wrong: the process has no more use for the engine.
+    pub(crate) fn shut_down(&mut self, reason: &str) {
+        self.dead = Some(reason.to_owned());
         self.in_flight.clear();
         self.news.clear();
         for (id, state) in self.seqs.drain() {

@@ -162,6 +162,7 @@ impl Shared {
 
     fn run_to_the_end(&self, mut engine: Engine) {
         let ran = catch_unwind(AssertUnwindSafe(|| self.run(&mut engine)));
+        let was_told_to = ran.is_ok() && engine.dead().is_none();
         let reason = match ran {
             Ok(()) => engine.dead().unwrap_or("the engine was shut down").to_owned(),
             Err(panic) => format!("the engine's thread panicked: {}", message(&*panic)),
@@ -179,7 +180,11 @@ impl Shared {
                 output.fail(&reason);
             }
         }
-        engine.fail(&reason);
+        if was_told_to {
+            engine.shut_down(&reason);
+        } else {
+            engine.fail(&reason);
+        }
         self.lock().stats = engine.stats().clone();
     }
 

@@ -171,9 +171,13 @@ fn measure(
     let most = kv.num_tokens().min(128);
     let mut num_tokens = 1;
     loop {
-        let started = clock.now();
-        runner.run(&probe(num_tokens, kv.block_size))?;
-        let time = clock.now() - started;
+        // The faster of two: other processes can only make a step longer, and the first one also fills caches.
+        let mut time = Duration::MAX;
+        for _ in 0..2 {
+            let started = clock.now();
+            runner.run(&probe(num_tokens, kv.block_size))?;
+            time = time.min(clock.now() - started);
+        }
         if num_tokens >= most || (num_tokens > 1 && time.as_millis() >= 50) {
             let fits = num_tokens as f64 * STEP_TARGET.as_secs_f64() / time.as_secs_f64().max(1e-6);
             return Ok((fits as usize / 64 * 64).clamp(64, 2048));

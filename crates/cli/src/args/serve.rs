@@ -30,7 +30,7 @@ pub(crate) struct ServeArgs {
 pub(crate) struct ModelArgs {
     /// A folder, a .gguf file, or a Hugging Face id (org/name, org/name:file.gguf)
     /// [default: SmolLM2-135M-Instruct]
-    #[arg(value_name = "MODEL")]
+    #[arg(value_name = "MODEL", help_heading = None::<&'static str>)]
     pub(crate) model: Option<String>,
     /// The same as MODEL
     #[arg(long = "model", value_name = "MODEL", conflicts_with = "model")]

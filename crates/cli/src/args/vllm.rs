@@ -3,9 +3,6 @@
 use std::ffi::OsString;
 
 use clap::error::ErrorKind;
-use clap::{Command, CommandFactory as _};
-
-use super::Cli;
 
 /// A command line without the flags answered here.
 #[derive(Debug)]
@@ -240,9 +237,6 @@ fn find(name: &str) -> Option<&'static (&'static str, Values, Answer)> {
 }
 
 fn refusal(name: &str, why: &str) -> clap::Error {
-    let mut command: Command = Cli::command();
-    command.error(
-        ErrorKind::InvalidValue,
-        format!("vLLM's --{name} is known, but not supported here: {why}"),
-    )
+    let message = format!("vLLM's --{name} is known, but not supported here: {why}\n");
+    clap::Error::raw(ErrorKind::InvalidValue, message)
 }
