@@ -71,7 +71,9 @@ DEVICE void copy_async(u32 address, const void* p, bool valid) {
 DEVICE void copy_commit() { asm volatile("cp.async.commit_group;"); }
 template <int N> DEVICE void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N)); }
 
-// Hopper: wait for the launch before this one; let the next one begin. Elsewhere launches do not overlap.
+// Hopper: wait for the launch before this one; let the next one begin. Elsewhere launches do not overlap. Every kernel says
+// start_next before it waits, so that what follows can load weights meanwhile: its own wait is for this launch's end, and this one
+// ends after the one before.
 DEVICE void wait_previous() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");

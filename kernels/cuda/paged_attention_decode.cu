@@ -5,7 +5,9 @@
 //            matrix instruction, keys as its 16 rows: scores are K.Q^T, the result V^T.P^T. Keys and values go from global memory
 //            straight to registers, 16 bytes a load: for K both operands take their k in one shuffled order; for V a thread takes 8
 //            dims of 4 keys and a byte permute pairs the keys. Probabilities are turned by movmatrix. No shared memory until the
-//            warps' results are merged.
+//            warps' results are merged. 0.79 of the floor at 8 x 16k.
+//         2. The next keys are asked for as soon as the scores are out of the old ones, the next values as soon as the result has
+//            them: the same registers, and loads always under way.
 //
 // -DHEAD_DIM (a multiple of 32), -DGROUP (query heads a KV head, at most 16), -DNUM_KV_HEADS, -DBLOCK_SIZE (a multiple of 16).
 #define WARPS 4
@@ -41,8 +43,8 @@ KERNEL void __launch_bounds__(WARPS * 32)
   extern __shared__ float4 shared_bytes[];
   Shared& shared = *(Shared*)shared_bytes;
   __shared__ int is_last;
-  wait_previous();
   start_next();
+  wait_previous();
   const int split = blockIdx.x, splits = gridDim.x, kv_head = blockIdx.y, seq = blockIdx.z;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int context = context_lens[seq], first = window > 0 ? max(context - window, 0) : 0;
@@ -65,15 +67,17 @@ KERNEL void __launch_bounds__(WARPS * 32)
   for (int n = 0; n < TILES; n++) top[n][0] = top[n][1] = NEG_INF;
   const float scale2 = scale * LOG2E;
 
-  for (int tile = begin + warp; tile < end; tile += WARPS) {
-    const elem* keys = kv + (u64)blocks[tile * 16 / BLOCK_SIZE] * block_stride +
-                       ((u64)kv_head * BLOCK_SIZE + tile * 16 % BLOCK_SIZE) * HEAD_DIM;
-    const elem* values = keys + SIDE;
-    uint4 k[CHUNKS][2], v[PASSES][4];
+  uint4 k[CHUNKS][2], v[PASSES][4];
+  auto place = [&](int tile) {
+    return kv + (u64)blocks[tile * 16 / BLOCK_SIZE] * block_stride + ((u64)kv_head * BLOCK_SIZE + tile * 16 % BLOCK_SIZE) * HEAD_DIM;
+  };
+  auto load_keys = [&](const elem* keys) {
 #pragma unroll
     for (int c = 0; c < CHUNKS; c++)
 #pragma unroll
       for (int h = 0; h < 2; h++) k[c][h] = load_stream(keys + (g + 8 * h) * HEAD_DIM + c * 32 + t * 8);
+  };
+  auto load_values = [&](const elem* values, int tile) {
 #pragma unroll
     for (int p = 0; p < PASSES; p++)
 #pragma unroll
@@ -82,9 +86,21 @@ KERNEL void __launch_bounds__(WARPS * 32)
         const int key = t * 2 + j % 2 + j / 2 * 8, dim = p * 64 + g * 8;
         v[p][j] = dim < HEAD_DIM && tile * 16 + key < context ? load_stream(values + key * HEAD_DIM + dim) : zero4();
       }
+  };
+  int tile = begin + warp;
+  if (tile < end) {
+    const elem* at = place(tile);
+    load_keys(at);
+    load_values(at + SIDE, tile);
+  }
+  for (; tile < end; tile += WARPS) {
+    const bool more = tile + WARPS < end;
+    const elem* next = more ? place(tile + WARPS) : kv;
+    float p[TILES][4], factor[TILES][2];
 #pragma unroll
     for (int n = 0; n < TILES; n++) {
-      float s[4] = {};
+      float(&s)[4] = p[n];
+      s[0] = s[1] = s[2] = s[3] = 0.f;
 #pragma unroll
       for (int c = 0; c < CHUNKS; c++) {
         const uint4 a = k[c][0], b = k[c][1];
@@ -92,28 +108,31 @@ KERNEL void __launch_bounds__(WARPS * 32)
         mma(s, a0, q[n][c].x, q[n][c].y);
         mma(s, a1, q[n][c].z, q[n][c].w);
       }
-      float p[4], factor[2];
+    }
+    if (more) load_keys(next);
+#pragma unroll
+    for (int n = 0; n < TILES; n++) {
 #pragma unroll
       for (int i = 0; i < 4; i++) {
         const int position = tile * 16 + g + i / 2 * 8;
-        s[i] = position >= first && position < context ? s[i] * scale2 : NEG_INF;
+        p[n][i] = position >= first && position < context ? p[n][i] * scale2 : NEG_INF;
       }
 #pragma unroll
       for (int i = 0; i < 2; i++) {
         const float old = top[n][i];
-        top[n][i] = fmaxf(old, column_max(fmaxf(s[i], s[i + 2])));
-        factor[i] = weight_of(old, top[n][i]);
-        p[i] = weight_of(s[i], top[n][i]);
-        p[i + 2] = weight_of(s[i + 2], top[n][i]);
-        sum[n][i] = sum[n][i] * factor[i] + p[i] + p[i + 2];
+        top[n][i] = fmaxf(old, column_max(fmaxf(p[n][i], p[n][i + 2])));
+        factor[n][i] = weight_of(old, top[n][i]);
+        p[n][i] = weight_of(p[n][i], top[n][i]);
+        p[n][i + 2] = weight_of(p[n][i + 2], top[n][i]);
+        sum[n][i] = sum[n][i] * factor[n][i] + p[n][i] + p[n][i + 2];
       }
-      const u32 b0 = transpose8x8(pack(p[0], p[1])), b1 = transpose8x8(pack(p[2], p[3]));
+      const u32 b0 = transpose8x8(pack(p[n][0], p[n][1])), b1 = transpose8x8(pack(p[n][2], p[n][3]));
 #pragma unroll
       for (int pass = 0; pass < PASSES; pass++)
 #pragma unroll
         for (int i = 0; i < 4; i++) {
           float(&acc)[4] = o[n][pass][i];
-          acc[0] *= factor[0], acc[1] *= factor[1], acc[2] *= factor[0], acc[3] *= factor[1];
+          acc[0] *= factor[n][0], acc[1] *= factor[n][1], acc[2] *= factor[n][0], acc[3] *= factor[n][1];
           const u32 w0 = ((const u32*)&v[pass][0])[i], w1 = ((const u32*)&v[pass][1])[i];
           const u32 w2 = ((const u32*)&v[pass][2])[i], w3 = ((const u32*)&v[pass][3])[i];
           const u32 a[4] = {__byte_perm(w0, w1, 0x5410), __byte_perm(w0, w1, 0x7632), __byte_perm(w2, w3, 0x5410),
@@ -121,6 +140,7 @@ KERNEL void __launch_bounds__(WARPS * 32)
           mma(acc, a, b0, b1);
         }
     }
+    if (more) load_values(next + SIDE, tile + WARPS);
   }
 
 #pragma unroll
@@ -172,7 +192,9 @@ KERNEL void __launch_bounds__(WARPS * 32)
   for (int at = threadIdx.x; at < GROUP * HEAD_DIM; at += WARPS * 32) {
     const int head = at / HEAD_DIM, dim = at % HEAD_DIM;
     float whole = NEG_INF, total = 0.f, value = 0.f;
+#pragma unroll 4
     for (int i = 0; i < used; i++) whole = fmaxf(whole, __ldcg(all + (i * GROUP + head) * (HEAD_DIM + 2) + HEAD_DIM));
+#pragma unroll 4
     for (int i = 0; i < used; i++) {
       const float* part = all + (i * GROUP + head) * (HEAD_DIM + 2);
       const float weight = weight_of(__ldcg(part + HEAD_DIM), whole);

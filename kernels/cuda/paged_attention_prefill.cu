@@ -21,9 +21,9 @@ KERNEL void __launch_bounds__(WARPS * 32)
   extern __shared__ uint4 shared_bytes[];
   elem* const shared_q = (elem*)shared_bytes;
   elem* const shared_kv = shared_q + ROWS * STRIDE;  // [2 stages][K, V][KEYS][STRIDE]
-  wait_previous();
   start_next();
-  const int kv_head = blockIdx.y, seq = tiles[blockIdx.x].x, row0 = tiles[blockIdx.x].y;
+  wait_previous();
+  const int kv_head = blockIdx.x, seq = tiles[blockIdx.y].x, row0 = tiles[blockIdx.y].y;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int len = seq_lens[seq], context = context_lens[seq], num_rows = len * GROUP, token0 = seq_rows[seq];
   const int past = context - len;

@@ -20,8 +20,8 @@ DEVICE float block_sum(float v) {
 
 // residual: null, or [rows, COLS], becomes the sum; out: [rows, COLS].
 KERNEL void __launch_bounds__(THREADS) rms_norm(const elem* x, elem* residual, const elem* weight, elem* out, float eps) {
-  wait_previous();
   start_next();
+  wait_previous();
   const u64 row = (u64)blockIdx.x * COLS;
   uint4 values[PER_THREAD];
   float squares = 0.f;

@@ -9,8 +9,8 @@
 
 // table: [num_tokens, HALF] pairs of cosine and sine.
 KERNEL void __launch_bounds__(128) rope_table(const u32* positions, const float* inv_freq, float2* table, int num_tokens) {
-  wait_previous();
   start_next();
+  wait_previous();
   const int at = blockIdx.x * 128 + threadIdx.x;
   if (at >= num_tokens * HALF) return;
   const double angle = (double)((float)positions[at / HALF] * inv_freq[at % HALF]);
@@ -22,8 +22,8 @@ KERNEL void __launch_bounds__(128) rope_table(const u32* positions, const float*
 // qkv: [num_tokens, (NUM_HEADS + 2 NUM_KV_HEADS) HEAD_DIM]; kv: this layer's part of block 0; block_stride: elements.
 KERNEL void __launch_bounds__(128) rope_kv_write(const elem* qkv, const float2* table, const u32* slot_mapping, const elem* q_norm,
                                                   const elem* k_norm, elem* query, elem* kv, long long block_stride, float eps) {
-  wait_previous();
   start_next();
+  wait_previous();
   const int token = blockIdx.x, head = blockIdx.y * 4 + threadIdx.x / 32, lane = threadIdx.x % 32;
   if (head >= NUM_HEADS + 2 * NUM_KV_HEADS) return;
   const elem* from = qkv + ((u64)token * (NUM_HEADS + 2 * NUM_KV_HEADS) + head) * HEAD_DIM;

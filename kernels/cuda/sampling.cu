@@ -6,8 +6,8 @@ struct Best { float value; u32 id; };
 DEVICE Best better(Best a, Best b) { return b.value > a.value || (b.value == a.value && b.id < a.id) ? b : a; }
 
 KERNEL void __launch_bounds__(1024) argmax(const float* logits, u32* token, int cols) {
-  wait_previous();
   start_next();
+  wait_previous();
   __shared__ Best partial[32];
   __shared__ int broken;
   if (threadIdx.x == 0) broken = 0;

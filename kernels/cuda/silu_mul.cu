@@ -3,8 +3,8 @@
 // Ladder: 1. a thread takes 16 bytes of each half; three streams at memory speed. For few rows the product is an epilogue of
 // skinny_gemm.cu instead, and this launch disappears.
 KERNEL void __launch_bounds__(256) silu_mul(const elem* gate_up, elem* out, int rows, int cols) {
-  wait_previous();
   start_next();
+  wait_previous();
   const int vectors = cols / 8;
   const u64 at = (u64)blockIdx.x * 256 + threadIdx.x;
   if (at >= (u64)rows * vectors) return;

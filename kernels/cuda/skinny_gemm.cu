@@ -45,10 +45,10 @@ KERNEL void __launch_bounds__(256, 3) skinny_gemm(const elem* w, const elem* x, 
       }
   };
   load(0);
+  start_next();
   wait_previous();
   for (int i = threadIdx.x; i < vectors; i += 256) shared_x[i] = load4(x + i * 8);
   __syncthreads();
-  start_next();
   float sum[2] = {0.f, 0.f};
   for (int base = 0; base < vectors; base += 32 * UNROLL) {
     if (base) load(base);
@@ -104,8 +104,8 @@ KERNEL void __launch_bounds__(WARPS * 32) skinny_gemm(const elem* w, const elem*
           v[s][i][h] = have[i][h] && chunk + s < chunks ? load_stream(from[i][h] + (chunk + s) * 32) : zero4();
   };
   load(warp * STEP);
-  wait_previous();
   start_next();
+  wait_previous();
   for (int chunk = warp * STEP; chunk < chunks; chunk += WARPS * STEP) {
     uint4 now[STEP][GROUPS][2];
 #pragma unroll

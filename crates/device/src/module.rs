@@ -123,6 +123,26 @@ impl From<usize> for Arg {
 }
 
 impl Function {
+    /// Returns how many blocks of `threads` threads and `shared_bytes` of dynamic shared memory a multiprocessor runs at once.
+    ///
+    /// # Errors
+    /// The driver refuses, after an earlier failure of the context.
+    pub fn blocks_per_sm(&self, threads: usize, shared_bytes: usize) -> Result<usize, DeviceError> {
+        let mut blocks = 0;
+        let threads = i32::try_from(threads).unwrap_or(i32::MAX);
+        // SAFETY: the function's module lives and the pointer is to a live integer.
+        let code = unsafe {
+            cu::cuOccupancyMaxActiveBlocksPerMultiprocessor(
+                &raw mut blocks,
+                self.raw,
+                threads,
+                shared_bytes,
+            )
+        };
+        check("cuOccupancyMaxActiveBlocksPerMultiprocessor", code)?;
+        Ok(usize::try_from(blocks).unwrap_or(0))
+    }
+
     /// Submits the kernel.
     ///
     /// # Safety

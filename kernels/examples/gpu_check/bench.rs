@@ -42,7 +42,7 @@ pub(crate) fn all(rig: &mut Rig) -> Outcome<()> {
         rig.arena.reset_to(mark);
     }
     println!("matrix products: ours, cuBLASLt's best of its candidates, its first guess");
-    for rows in [1, 2, 8, 16, 32, 64, 128, 256, 2048] {
+    for rows in [1, 8, 16, 64, 2048] {
         for (out, inner) in SHAPES {
             products(rig, rows, out, inner)?;
             rig.arena.reset_to(mark);

@@ -7,6 +7,9 @@ use super::{Build, CudaError, HeadShape, KvLayer, Toolchain, check_len};
 /// Warps of a block, each with its own keys.
 const WARPS: usize = 4;
 
+/// What starting and merging a wave of blocks costs, in tiles of 16 tokens.
+const WAVE_COST: usize = 6;
+
 /// Sequences with one token each this step.
 #[derive(Clone, Copy, Debug)]
 pub struct DecodeBatch {
@@ -29,7 +32,8 @@ pub struct DecodeBatch {
 pub struct PagedAttentionDecode {
     function: Function,
     heads: HeadShape,
-    num_sms: usize,
+    /// Blocks that run at once.
+    slots: usize,
 }
 
 /// Bytes of a block's shared memory: the warps' maxima, sums and results.
@@ -53,16 +57,20 @@ impl PagedAttentionDecode {
     /// The heads are not supported, or the compiler or the driver fails.
     pub fn load(tools: &Toolchain, heads: HeadShape) -> Result<Self, CudaError> {
         let [function] = tools.load(&Self::build(tools.dtype, heads)?)?;
-        Ok(Self { function, heads, num_sms: tools.device.props().num_sms })
+        let resident = function.blocks_per_sm(WARPS * 32, shared_bytes(heads))?;
+        Ok(Self { function, heads, slots: tools.device.props().num_sms * resident })
     }
 
-    /// Returns how many blocks should share a KV head of a sequence, so that the GPU is full with `num_seqs` sequences of up to
-    /// `max_context` tokens.
+    /// Returns how many blocks should share a KV head of a sequence, for `num_seqs` sequences of `context` tokens: the number that
+    /// ends soonest if a wave of blocks takes the time of its share and of [`WAVE_COST`] more tiles.
     #[must_use]
-    pub fn splits(&self, num_seqs: usize, max_context: usize) -> usize {
-        let units = (num_seqs * self.heads.num_kv_heads).max(1);
-        // Four waves of four resident blocks even out; a share below two rounds of the warps is not worth its merge.
-        (self.num_sms * 16).div_ceil(units).min(max_context.div_ceil(16 * WARPS * 2)).clamp(1, 256)
+    pub fn splits(&self, num_seqs: usize, context: usize) -> usize {
+        let (units, tiles) = (num_seqs * self.heads.num_kv_heads, context.div_ceil(16));
+        let cost = |splits: usize| {
+            let share = tiles.div_ceil(splits).next_multiple_of(WARPS);
+            (units * splits).div_ceil(self.slots) * (share + WAVE_COST)
+        };
+        (1..=tiles.div_ceil(WARPS).clamp(1, 256)).min_by_key(|&splits| cost(splits)).unwrap_or(1)
     }
 
     /// Returns the bytes of the two scratch ranges: partial results, and counters that start as zeros.

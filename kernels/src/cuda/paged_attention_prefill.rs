@@ -33,34 +33,36 @@ pub struct PagedAttentionPrefill {
     heads: HeadShape,
 }
 
-/// Returns the 16-row tiles of a warp and the keys of a tile: what fits the registers without a spill.
-const fn tiling(head_dim: usize) -> (usize, usize) {
-    match head_dim {
-        64 => (2, 64),
-        96 | 128 => (2, 32),
+/// Returns the 16-row tiles of a warp and the keys of a tile: what fits the registers without a spill, which a division by a group
+/// that is no power of two needs too.
+const fn tiling(heads: HeadShape) -> (usize, usize) {
+    match heads.head_dim {
+        64 | 96 => (2, 64),
+        128 if heads.group().is_power_of_two() => (2, 64),
+        128 => (2, 32),
         _ => (1, 32),
     }
 }
 
-const fn tile_rows(head_dim: usize) -> usize {
-    WARPS * 16 * tiling(head_dim).0
+const fn tile_rows(heads: HeadShape) -> usize {
+    WARPS * 16 * tiling(heads).0
 }
 
 /// Bytes of a block's shared memory: the queries, and two stages of keys and values.
-const fn shared_bytes(head_dim: usize) -> usize {
-    (tile_rows(head_dim) + 4 * tiling(head_dim).1) * (head_dim + 8) * 2
+const fn shared_bytes(heads: HeadShape) -> usize {
+    (tile_rows(heads) + 4 * tiling(heads).1) * (heads.head_dim + 8) * 2
 }
 
 impl PagedAttentionPrefill {
     pub(super) fn build(dtype: Dtype, heads: HeadShape) -> Result<Build, CudaError> {
         heads.check()?;
-        let (row_tiles, keys) = tiling(heads.head_dim);
+        let (row_tiles, keys) = tiling(heads);
         let mut defines = heads.defines();
         defines.extend([("MTILES", row_tiles.to_string()), ("KEYS", keys.to_string())]);
         let text = include_str!("../../cuda/paged_attention_prefill.cu");
         let kernels = &["paged_attention_prefill"];
         let build = Build::new(dtype, ("paged_attention_prefill.cu", text), kernels, defines);
-        Ok(build.with_shared(shared_bytes(heads.head_dim)))
+        Ok(build.with_shared(shared_bytes(heads)))
     }
 
     /// Compiles and loads.
@@ -76,7 +78,7 @@ impl PagedAttentionPrefill {
     /// `chunks`: each sequence's tokens this step and tokens in the cache.
     #[must_use]
     pub fn tiles(&self, chunks: &[(usize, usize)]) -> Vec<[u32; 2]> {
-        let (rows, group) = (tile_rows(self.heads.head_dim), self.heads.group());
+        let (rows, group) = (tile_rows(self.heads), self.heads.group());
         let mut tiles: Vec<(usize, [u32; 2])> = Vec::new();
         for (seq, &(len, context)) in chunks.iter().enumerate() {
             for first in (0..len * group).step_by(rows) {
@@ -109,9 +111,10 @@ impl PagedAttentionPrefill {
             return Err(CudaError::Bytes { operand: "out", expected: query.len(), got: out.len() });
         }
         let launch = Launch {
-            grid: (batch.num_tiles, self.heads.num_kv_heads, 1),
+            // All heads' long tiles before any short one.
+            grid: (self.heads.num_kv_heads, batch.num_tiles, 1),
             threads: WARPS * 32,
-            shared_bytes: shared_bytes(self.heads.head_dim),
+            shared_bytes: shared_bytes(self.heads),
             overlap: true,
         };
         let args = [
