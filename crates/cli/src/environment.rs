@@ -27,6 +27,8 @@ pub(crate) struct HubEnvironment {
     pub(crate) token: Option<String>,
     /// `HF_ENDPOINT`, without a slash at the end.
     pub(crate) endpoint: String,
+    /// `SSL_CERT_FILE` or `REQUESTS_CA_BUNDLE`: whom to trust, for networks whose proxy signs its own certificates.
+    pub(crate) certificates: Option<PathBuf>,
     /// `HF_HUB_OFFLINE`: the network is not to be used.
     pub(crate) offline: bool,
 }
@@ -63,6 +65,7 @@ impl HubEnvironment {
                 .unwrap_or_else(|| "https://huggingface.co".to_owned())
                 .trim_end_matches('/')
                 .to_owned(),
+            certificates: path("SSL_CERT_FILE").or_else(|| path("REQUESTS_CA_BUNDLE")),
             offline: text("HF_HUB_OFFLINE").is_some_and(is_set),
         }
     }

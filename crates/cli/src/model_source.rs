@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::args::{LoadFormat, ModelArgs};
 use crate::console;
 use crate::download::hub::{self, HubId, Weights};
-use crate::download::hub_cache::HubCache;
+use crate::download::hub_cache::{self, HubCache};
 use crate::download::wheel;
 use crate::environment::Environment;
 
@@ -52,7 +52,7 @@ pub(crate) fn find(args: &ModelArgs, environment: &Environment) -> Result<Found>
     let path = Path::new(named);
     let names = vec![named.to_owned()];
     if path.exists() {
-        return Ok(Found { path: path.to_owned(), names });
+        return Ok(Found { path: on_disk(path, args.load_format)?, names });
     }
     let is_path = path.is_absolute() || named.starts_with(['.', '~']) || named.ends_with('/');
     let id: HubId = match named.parse() {
@@ -77,6 +77,18 @@ pub(crate) fn find(args: &ModelArgs, environment: &Environment) -> Result<Found>
         format!("{id} is neither a file or folder here nor in the cache, and can't be fetched from the hub")
     })?;
     Ok(Found { path, names })
+}
+
+/// Chooses what to open of a path that exists: a folder that holds nothing but a GGUF file stands for that file.
+fn on_disk(path: &Path, format: LoadFormat) -> Result<PathBuf> {
+    let is_gguf = path.extension().is_some_and(|end| end.eq_ignore_ascii_case("gguf"));
+    if is_gguf && format == LoadFormat::Safetensors {
+        bail!("{} is a GGUF file, but --load-format safetensors was given", path.display());
+    }
+    let wants_gguf = format == LoadFormat::Gguf
+        || format == LoadFormat::Auto && !path.join("config.json").exists();
+    let gguf = if wants_gguf && path.is_dir() { hub_cache::only_gguf(path) } else { None };
+    Ok(gguf.unwrap_or_else(|| path.to_owned()))
 }
 
 /// Returns where the default model lies when it came out of the wheel.

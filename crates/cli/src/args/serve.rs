@@ -44,7 +44,7 @@ pub(crate) struct ModelArgs {
     /// How to read the weights; dummy draws them at random and needs only a config.json
     #[arg(long, value_enum, default_value_t = LoadFormat::Auto)]
     pub(crate) load_format: LoadFormat,
-    /// The type that activations are computed in
+    /// The type that weights are kept in; quantized ones stay as they are
     #[arg(long, value_enum, default_value_t = Dtype::Auto)]
     pub(crate) dtype: Dtype,
     /// Most tokens of a request, prompt and answer together (8k, 8K, auto)
@@ -73,10 +73,10 @@ pub(crate) enum LoadFormat {
     Dummy,
 }
 
-/// What activations are computed in.
+/// What weights are kept in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Dtype {
-    /// What suits the device
+    /// As the files have them
     Auto,
     /// 16-bit IEEE
     #[value(alias = "half")]

@@ -42,9 +42,7 @@ enum Transfer {
 /// # Errors
 /// See [`DownloadError`]; `dest` is there only if everything went well.
 pub(crate) fn fetch(http: &Http, wanted: &Wanted<'_>, dest: &Path) -> Result<(), DownloadError> {
-    if let Some(parent) = dest.parent() {
-        fs::create_dir_all(parent).at(parent)?;
-    }
+    let Some(_lock) = Lock::take(dest)? else { return Ok(()) };
     let part = part_of(dest);
     let resumed = len(&part);
     transfer_all(http, wanted, &part)?;
@@ -60,10 +58,47 @@ pub(crate) fn fetch(http: &Http, wanted: &Wanted<'_>, dest: &Path) -> Result<(),
     fs::rename(&part, dest).at(dest)
 }
 
+/// The right to write a file; other processes wait for it.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    dest: PathBuf,
+    _file: File,
+}
+
+impl Lock {
+    /// Waits for the right to write `dest`; there is none, and no need for it, once another process has written it.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub(crate) fn take(dest: &Path) -> Result<Option<Self>, DownloadError> {
+        if let Some(parent) = dest.parent() {
+            fs::create_dir_all(parent).at(parent)?;
+        }
+        let path = with_suffix(dest, ".lock");
+        let file = File::create(&path).at(&path)?;
+        file.lock().at(&path)?;
+        let lock = Self { dest: dest.to_owned(), _file: file };
+        Ok((!dest.exists()).then_some(lock))
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Whoever waits still holds the file open and finds `dest`. Without `dest` they go on under this very file.
+        if self.dest.exists() {
+            let _removed = fs::remove_file(with_suffix(&self.dest, ".lock"));
+        }
+    }
+}
+
 /// Returns where the unfinished file lies.
 pub(crate) fn part_of(dest: &Path) -> PathBuf {
-    let mut name = dest.as_os_str().to_owned();
-    name.push(".part");
+    with_suffix(dest, ".part")
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
     name.into()
 }
 

