@@ -1,6 +1,11 @@
 // What every kernel shares: 16-bit floats, vector loads, warp sums, matrix instructions, the dependent-launch wait.
 // Put before each source by its launcher; no header of the toolkit is needed. -DELEM_F16 selects f16, otherwise bf16.
 
+// -DAMPERE_PATH keeps to the instructions of Ampere, also on a newer GPU.
+#if __CUDA_ARCH__ >= 900 && !defined(AMPERE_PATH)
+#define HOPPER
+#endif
+
 typedef unsigned int u32;
 typedef unsigned short u16;
 typedef unsigned long long u64;
@@ -75,12 +80,12 @@ template <int N> DEVICE void copy_wait() { asm volatile("cp.async.wait_group %0;
 // start_next before it waits, so that what follows can load weights meanwhile: its own wait is for this launch's end, and this one
 // ends after the one before.
 DEVICE void wait_previous() {
-#if __CUDA_ARCH__ >= 900
+#ifdef HOPPER
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 DEVICE void start_next() {
-#if __CUDA_ARCH__ >= 900
+#ifdef HOPPER
   asm volatile("griddepcontrol.launch_dependents;");
 #endif
 }

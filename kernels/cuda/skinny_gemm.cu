@@ -1,11 +1,13 @@
 // y[rows, out] = x[rows, inner] . w[out, inner]^T + bias for few rows: the time is that of reading w once.
 //
-// Ladder: 1. gemv: one row of x; one warp takes two rows of w, 16-byte loads past L1, x in shared memory: 0.93 of the floor over a
-//            layer chain. 2. The first weights are loaded before the wait for the launch before: 0.956. 3. silu_mul as an epilogue
-//            (a warp's two rows are a gate and its up): one launch and one round trip less a layer.
+// Ladder: 1. gemv: one row of x; one warp takes two rows of w with 16-byte streaming loads, x staged in shared memory, the first
+//            weights loaded before the wait for the launch before: 0.98 of the floor at 28672 x 4096, 0.85 at 4096 x 14336.
+//         2. silu_mul as an epilogue (a warp's two rows are a gate and its up): one launch and one round trip less a layer.
+//         3. x through L1 instead: no barrier, no staging that holds up long rows: 0.88 at 4096 x 14336.
 //         4. skinny: 2 to 32 rows; multiplying in floats would take longer than the loads, so weights are the 16-row operand of
 //            the matrix instruction and tokens its 8 columns. Both operands take their k in the same shuffled order, so a thread's
-//            16-byte load is two instructions' worth, straight from global memory. A block's warps split k.
+//            16-byte load is two instructions' worth, straight from global memory. A block's warps split k. 0.82 to 0.92 at 8 rows;
+//            from 16 rows on cuBLASLt's best candidate is as fast or faster, since x is read once for every 16 rows of w.
 //
 // -DMAX_ROWS: 1, or 8, 16, 32. -DEPILOGUE: 0 none, 1 silu_mul. -DOUT_F32: y is float.
 #ifdef OUT_F32
@@ -29,7 +31,6 @@ DEVICE float dot8(const uint4& a, const uint4& b, float sum) {
 
 // A warp's two rows of w: neighbors, or with the epilogue a gate and its up, `out` rows apart.
 KERNEL void __launch_bounds__(256, 3) skinny_gemm(const elem* w, const elem* x, const elem* bias, result* y, int rows, int out, int inner) {
-  extern __shared__ uint4 shared_x[];
   const int warp = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32, vectors = inner / 8;
   const int first = EPILOGUE ? warp : warp * 2, second = EPILOGUE ? first + out : first + 1;
   const bool have[2] = {first < out, EPILOGUE ? first < out : second < out};
@@ -47,15 +48,13 @@ KERNEL void __launch_bounds__(256, 3) skinny_gemm(const elem* w, const elem* x, 
   load(0);
   start_next();
   wait_previous();
-  for (int i = threadIdx.x; i < vectors; i += 256) shared_x[i] = load4(x + i * 8);
-  __syncthreads();
   float sum[2] = {0.f, 0.f};
   for (int base = 0; base < vectors; base += 32 * UNROLL) {
     if (base) load(base);
 #pragma unroll
     for (int u = 0; u < UNROLL; u++) {
       const int at = base + lane + 32 * u;
-      const uint4 xs = at < vectors ? shared_x[at] : zero4();
+      const uint4 xs = at < vectors ? load4(x + at * 8) : zero4();
       sum[0] = dot8(v[0][u], xs, sum[0]);
       sum[1] = dot8(v[1][u], xs, sum[1]);
     }

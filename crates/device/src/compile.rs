@@ -22,12 +22,14 @@ pub struct Source {
 /// What kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Arch {
-    /// Ampere and everything after it.
+    /// Ampere and Ada.
     Sm80,
     /// Hopper, with its own instructions.
     Sm90a,
-    /// Blackwell, with its own instructions.
+    /// Data-center Blackwell, with its own instructions.
     Sm100a,
+    /// Other Blackwell.
+    Sm120,
 }
 
 impl Arch {
@@ -38,6 +40,7 @@ impl Arch {
             Self::Sm80 => "sm_80",
             Self::Sm90a => "sm_90a",
             Self::Sm100a => "sm_100a",
+            Self::Sm120 => "sm_120",
         }
     }
 }

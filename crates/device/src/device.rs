@@ -102,10 +102,11 @@ impl Device {
     /// Returns the architecture that kernels are compiled for here.
     #[must_use]
     pub const fn arch(&self) -> Arch {
-        match self.props.compute_capability {
-            (9, 0) => Arch::Sm90a,
-            (major, _) if major >= 10 => Arch::Sm100a,
-            _ => Arch::Sm80,
+        match self.props.compute_capability.0 {
+            8 => Arch::Sm80,
+            9 => Arch::Sm90a,
+            10 => Arch::Sm100a,
+            _ => Arch::Sm120,
         }
     }
 

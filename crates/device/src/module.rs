@@ -55,7 +55,8 @@ impl Module {
         // SAFETY: the function was just found.
         let code = unsafe { cu::cuFuncSetAttribute(raw, attribute, bytes) };
         check("cuFuncSetAttribute", code)?;
-        Ok(Function { raw, shared_bytes, module: Arc::clone(self) })
+        let overlaps = self.device.props().compute_capability.0 >= 9;
+        Ok(Function { raw, shared_bytes, overlaps, _module: Arc::clone(self) })
     }
 }
 
@@ -71,7 +72,9 @@ impl Drop for Module {
 pub struct Function {
     raw: cu::CUfunction,
     shared_bytes: usize,
-    module: Arc<Module>,
+    overlaps: bool,
+    /// Keeps the kernel's code loaded.
+    _module: Arc<Module>,
 }
 
 // SAFETY: a function may be launched from any thread whose context is bound.
@@ -123,6 +126,13 @@ impl From<usize> for Arg {
 }
 
 impl Function {
+    /// Makes every launch of it wait for the one before, whatever [`Launch::overlap`] says: for code that does not wait itself.
+    #[must_use]
+    pub fn in_order(mut self) -> Self {
+        self.overlaps = false;
+        self
+    }
+
     /// Returns how many blocks of `threads` threads and `shared_bytes` of dynamic shared memory a multiprocessor runs at once.
     ///
     /// # Errors
@@ -164,7 +174,6 @@ impl Function {
             pad: [0; 4],
             value: cu::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
         };
-        let overlap = launch.overlap && self.module.device.props().compute_capability.0 >= 9;
         let size = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let config = cu::CUlaunchConfig {
             gridDimX: size(launch.grid.0),
@@ -176,7 +185,7 @@ impl Function {
             sharedMemBytes: size(launch.shared_bytes),
             hStream: stream.raw,
             attrs: &raw mut attribute,
-            numAttrs: u32::from(overlap),
+            numAttrs: u32::from(launch.overlap && self.overlaps),
         };
         // SAFETY: the parameters point into `args`, which lives through the call; the rest is the caller's promise.
         let code = unsafe {

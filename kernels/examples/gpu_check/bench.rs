@@ -30,7 +30,7 @@ pub(crate) fn all(rig: &mut Rig) -> Outcome<()> {
         rig.arena.reset_to(mark);
     }
     println!("decode attention, one layer, block-major and layer-major cache");
-    for (seqs, context) in [(1, 576), (8, 16_384), (64, 4096), (32, 576), (256, 576)] {
+    for (seqs, context) in [(1, 576), (8, 16_384), (64, 4096), (8, 576), (32, 576), (256, 576)] {
         for layers in [1, 32] {
             decode(rig, seqs, context, layers)?;
             rig.arena.reset_to(mark);

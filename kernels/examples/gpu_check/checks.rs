@@ -10,7 +10,7 @@ use stallfree_kernels::cuda::{
 use crate::reference;
 use crate::rig::{Outcome, Rig, from_f32, to_f32};
 
-pub(crate) fn all(rig: &mut Rig) -> Outcome<()> {
+pub(crate) fn all(rig: &mut Rig, with_blas: bool) -> Outcome<()> {
     let mark = rig.arena.used();
     for (rows, cols) in [(1, 8), (3, 576), (7, 1000), (2, 4096), (5, 8192), (1, 16384)] {
         rms_norm(rig, rows, cols)?;
@@ -34,7 +34,8 @@ pub(crate) fn all(rig: &mut Rig) -> Outcome<()> {
             }
         }
     }
-    for (rows, out, inner) in [(1, 576, 576), (33, 1000, 1536), (300, 512, 4096)] {
+    let blas_shapes = [(1, 576, 576), (33, 1000, 1536), (300, 512, 4096)];
+    for (rows, out, inner) in blas_shapes.into_iter().filter(|_| with_blas) {
         blas(rig, rows, out, inner)?;
         rig.arena.reset_to(mark);
     }

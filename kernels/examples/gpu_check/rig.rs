@@ -1,9 +1,7 @@
 //! A GPU with its memory, random data, guarded outputs, and a clock.
 
 use half::{bf16, f16};
-use stallfree_device::{
-    Arch, CubinCache, Device, DeviceArena, DeviceSlice, Dtype, Stream, capture,
-};
+use stallfree_device::{CubinCache, Device, DeviceArena, DeviceSlice, Dtype, Stream, capture};
 use stallfree_kernels::cuda::Toolchain;
 
 /// What a check or a benchmark comes to.
@@ -31,11 +29,10 @@ pub(crate) struct Guarded {
 }
 
 impl Rig {
-    pub(crate) fn new(dtype: Dtype, arch: Option<Arch>, bytes: usize) -> Outcome<Self> {
+    pub(crate) fn new(dtype: Dtype, ampere_path: bool, bytes: usize) -> Outcome<Self> {
         let device = Device::open(0)?;
         let cache = CubinCache::new(&std::env::temp_dir().join("stallfree-gpu-check"));
-        let tools =
-            Toolchain { arch: arch.unwrap_or(device.arch()), device: device.clone(), cache, dtype };
+        let tools = Toolchain { device: device.clone(), cache, ampere_path, dtype };
         let stream = Stream::new(&device)?;
         Ok(Self { tools, stream, arena: DeviceArena::new(&device, bytes)?, seed: 0x9e37_79b9 })
     }

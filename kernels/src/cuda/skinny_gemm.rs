@@ -40,9 +40,6 @@ impl SkinnySpec {
     }
 }
 
-/// The longest row of `x` that is kept in shared memory: what Ampere lets a block ask for.
-const MAX_INNER: usize = (163 << 10) / 2;
-
 /// `x · wᵀ + bias` for few rows.
 #[derive(Debug)]
 pub struct SkinnyGemm {
@@ -58,9 +55,8 @@ impl SkinnyGemm {
         if spec.f32_out {
             defines.push(("OUT_F32", "1".to_owned()));
         }
-        let shared = if spec.max_rows == 1 { MAX_INNER * 2 } else { 0 };
         let file = ("skinny_gemm.cu", include_str!("../../cuda/skinny_gemm.cu"));
-        Build::new(dtype, file, &["skinny_gemm"], defines).with_shared(shared)
+        Build::new(dtype, file, &["skinny_gemm"], defines)
     }
 
     /// Compiles and loads.
@@ -91,7 +87,6 @@ impl SkinnyGemm {
         let halves = if self.spec.epilogue == Epilogue::SiluMul { 2 } else { 1 };
         let fits = (1..=self.spec.max_rows).contains(&rows)
             && inner.is_multiple_of(32)
-            && inner <= MAX_INNER
             && (bias.is_none() || halves == 1);
         if !fits {
             return Err(CudaError::Unsupported {
@@ -110,9 +105,8 @@ impl SkinnyGemm {
             (32, Epilogue::None) => 32,
             _ => 16,
         };
-        let shared_bytes = if self.spec.max_rows == 1 { inner * 2 } else { 0 };
         let grid = (out.div_ceil(block_rows), 1, 1);
-        let launch = Launch { grid, threads: 256, shared_bytes, overlap: true };
+        let launch = Launch { grid, threads: 256, shared_bytes: 0, overlap: true };
         let bias = bias.map_or(Arg::Ptr(0), Arg::from);
         let args =
             [w.into(), x.into(), bias, y.into(), Arg::from(rows), Arg::from(out), Arg::from(inner)];

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use stallfree_device::{Arch, CubinCache, Device, Dtype, Function, Module, Source};
+use stallfree_device::{CubinCache, Device, Dtype, Function, Module, Source};
 
 use super::{
     CudaError, Gather, HeadShape, PagedAttentionDecode, PagedAttentionPrefill, RmsNorm,
@@ -40,15 +40,15 @@ impl Build {
     }
 }
 
-/// Compiles for one GPU, one architecture and one element type.
+/// Compiles for one GPU and one element type.
 #[derive(Clone, Debug)]
 pub struct Toolchain {
     /// The GPU.
     pub device: Arc<Device>,
     /// Where compiled kernels are kept.
     pub cache: CubinCache,
-    /// What is compiled for: the GPU's own architecture or an older one.
-    pub arch: Arch,
+    /// Keeps to Ampere's instructions, whatever the GPU (`--kernels sm80`).
+    pub ampere_path: bool,
     /// The element type of activations and weights: bf16 or f16.
     pub dtype: Dtype,
 }
@@ -56,9 +56,17 @@ pub struct Toolchain {
 impl Toolchain {
     /// Compiles or finds a build and loads its kernels, in order.
     pub(super) fn load<const N: usize>(&self, build: &Build) -> Result<[Function; N], CudaError> {
-        let module = Module::load(&self.device, &self.cache.get(&build.source, self.arch)?)?;
-        let functions: Result<Vec<_>, _> =
-            build.kernels.iter().map(|name| module.function(name, build.shared_bytes)).collect();
+        let mut source = build.source.clone();
+        if self.ampere_path {
+            source.defines.push(("AMPERE_PATH", "1".to_owned()));
+        }
+        let module = Module::load(&self.device, &self.cache.get(&source, self.device.arch())?)?;
+        let load = |name: &&str| {
+            let function = module.function(name, build.shared_bytes)?;
+            // Kernels of the Ampere path do not wait for the launch before them.
+            Ok(if self.ampere_path { function.in_order() } else { function })
+        };
+        let functions: Result<Vec<_>, CudaError> = build.kernels.iter().map(load).collect();
         functions?.try_into().map_err(|_| CudaError::Unsupported {
             what: format!("{}: {N} kernels expected", build.source.name),
         })
