@@ -62,7 +62,7 @@ impl PagedAttentionDecode {
     }
 
     /// Returns how many blocks should share a KV head of a sequence, for `num_seqs` sequences of `context` tokens: the number that
-    /// ends soonest if a wave of blocks takes the time of its share and of [`WAVE_COST`] more tiles.
+    /// ends soonest if a wave of blocks takes the time of its share and of `WAVE_COST` more tiles.
     #[must_use]
     pub fn splits(&self, num_seqs: usize, context: usize) -> usize {
         let (units, tiles) = (num_seqs * self.heads.num_kv_heads, context.div_ceil(16));
