@@ -1,8 +1,8 @@
 //! The ops on the CPU.
 //!
-//! Every kernel is written once over sixteen lanes ([`simd`]) and gives the same bits with AVX-512, AVX2 or neither, with any
-//! number of threads, whatever the batch mates and the chunks. Weights lie in panels ([`matrix`]), activations in an arena
-//! ([`memory`]). What a model is, and who owns which block, is not known here. Next: [`linear`].
+//! Every kernel is written once over sixteen lanes (`simd`) and gives the same bits with AVX-512, AVX2 or neither, with any
+//! number of threads, whatever the batch mates and the chunks. Weights lie in panels (`matrix`), activations in an arena
+//! (`memory`). What a model is, and who owns which block, is not known here. Next: `linear`.
 
 mod attention;
 mod float_gemm;
@@ -90,7 +90,10 @@ impl CpuBackend {
     ///
     /// # Errors
     /// The system refuses a thread.
-    pub fn new(config: CpuConfig) -> Result<Self, KernelError> {
+    pub fn new(mut config: CpuConfig) -> Result<Self, KernelError> {
+        if !config.isa.is_available() {
+            config.isa = Isa::Portable;
+        }
         let pool = Pool::new(config.num_threads).map_err(|error| KernelError::OutOfMemory {
             what: format!("starting {} threads ({error})", config.num_threads),
             bytes: 0,

@@ -9,8 +9,12 @@ use half::f16;
 
 use super::matrix::IntPanels;
 use super::memory::Line;
-use super::quantize::QuantRow;
+use super::quantize::QuantTile;
 use super::simd::{LANES, Simd};
+
+/// How far ahead of a lone token codes are asked for: more than a core reads in the time that memory takes to answer. With the
+/// processor's own prefetcher alone a decode was 10 to 20 % slower.
+const PREFETCH_BYTES: usize = 4096;
 
 /// A float as scales are stored.
 pub(super) trait Stored: Pod {
@@ -44,10 +48,10 @@ pub(super) fn int_panel<S: Simd, const T: usize>(
     s: S,
     weights: &IntPanels,
     panel: usize,
-    x: [QuantRow<'_>; T],
+    x: QuantTile<'_, T>,
 ) -> [S::F; T] {
     let f = weights.format;
-    let num_scales = x[0].corrections.len();
+    let num_scales = x.corrections.len();
     let codes = &weights.codes[panel * num_scales * f.lines()..][..num_scales * f.lines()];
     match (f.bits, f.scale_len, f.has_min, f.half_scales) {
         (4, 32, false, true) => run::<S, f16, 4, 2, false, T>(s, codes, weights, panel, x),
@@ -79,53 +83,55 @@ fn run<
     codes: &[Line],
     weights: &IntPanels,
     panel: usize,
-    x: [QuantRow<'_>; T],
+    x: QuantTile<'_, T>,
 ) -> [S::F; T] {
     let groups = 4 * HALVES;
     let lines_per_scale = if BITS == 4 { groups / 2 } else { groups };
     let floats = if MIN { 2 } else { 1 };
-    let num_scales = x[0].corrections.len();
+    let num_scales = x.corrections.len();
     let scales: &[[E; LANES]] = bytemuck::cast_slice(&weights.scales);
     let scales = &scales[panel * num_scales * floats..][..num_scales * floats];
     let mut out = [s.splat(0.0); T];
     for (i, (lines, scales)) in
         codes.chunks_exact(lines_per_scale).zip(scales.chunks_exact(floats)).enumerate()
     {
-        let words: [&[i32]; T] = x.map(|row| &row.words[i * groups..][..groups]);
+        let words = &x.words[i * groups..][..groups];
         let mut sums = [s.splat_int(0); T];
         if !MIN {
-            for t in 0..T {
-                sums[t] = s.splat_int(x[t].corrections[i]);
+            for (sum, correction) in sums.iter_mut().zip(x.corrections[i]) {
+                *sum = s.splat_int(correction);
             }
         }
         for (j, line) in lines.iter().enumerate() {
+            if T == 1 {
+                s.prefetch(line.0.as_ptr().wrapping_add(PREFETCH_BYTES));
+            }
             let bytes = s.load_bytes(&line.0);
             if BITS == 4 {
                 let (low, high) = (s.low_nibbles(bytes), s.high_nibbles(bytes));
                 for t in 0..T {
-                    sums[t] = s.dot_small(sums[t], low, words[t][j]);
-                    sums[t] = s.dot_small(sums[t], high, words[t][j + lines_per_scale]);
+                    sums[t] = s.dot_small(sums[t], low, words[j][t]);
+                    sums[t] = s.dot_small(sums[t], high, words[j + lines_per_scale][t]);
                 }
             } else {
                 for t in 0..T {
                     sums[t] = if BITS == 8 {
-                        s.dot(sums[t], bytes, words[t][j])
+                        s.dot(sums[t], bytes, words[j][t])
                     } else {
-                        s.dot_small(sums[t], bytes, words[t][j])
+                        s.dot_small(sums[t], bytes, words[j][t])
                     };
                 }
             }
         }
         let scale = E::load(s, &scales[0]);
         for t in 0..T {
-            let product = s.mul(scale, s.splat(x[t].scales[i * HALVES / 2]));
+            let product = s.mul(scale, s.splat(x.scales[i * HALVES / 2][t]));
             out[t] = s.fma(s.to_float(sums[t]), product, out[t]);
         }
         if MIN {
             let min = E::load(s, &scales[floats - 1]);
-            for t in 0..T {
-                let sum = f32::from_bits(x[t].corrections[i].cast_unsigned());
-                out[t] = s.fma(min, s.splat(sum), out[t]);
+            for (out, sum) in out.iter_mut().zip(x.corrections[i]) {
+                *out = s.fma(min, s.splat(f32::from_bits(sum.cast_unsigned())), *out);
             }
         }
     }

@@ -10,15 +10,13 @@ use super::int_gemm::{Stored, int_panel};
 use super::matrix::{Matrix, Panels, Segment};
 use super::memory::Shared;
 use super::pool::Pool;
-use super::quantize::{QuantRows, Quantize};
-use super::simd::{Isa, Kernel, LANES, Simd, dispatch};
+use super::quantize::QuantRows;
+use super::simd::{Isa, Kernel, LANES, Simd, dispatch, padded};
 
 /// Bytes of activations that a block of tokens may take: half of a small second-level cache.
 const TOKEN_BLOCK_BYTES: usize = 256 << 10;
 /// Tasks that a region is cut into for each thread, so that a thread that lost its core does not hold up the others.
 const TASKS_PER_THREAD: usize = 4;
-/// Elements below which quantizing is not worth a region.
-const SERIAL_ELEMENTS: usize = 16 << 10;
 
 /// One product.
 pub(super) struct Linear<'a> {
@@ -51,8 +49,7 @@ impl Linear<'_> {
             _ => None,
         });
         if formats.clone().next().is_some() {
-            quantized.resize(num_tokens, cols, formats);
-            quantize(self.isa, self.x, cols, pool, quantized);
+            quantized.fill(self.isa, pool, (self.x, cols), formats);
         }
 
         let block = (TOKEN_BLOCK_BYTES / cols / LANES * LANES).max(LANES);
@@ -77,17 +74,6 @@ impl Linear<'_> {
             dispatch(isa, ProductTask { product: &product, tokens, panels });
         });
     }
-}
-
-fn quantize(isa: Isa, x: &[f32], cols: usize, pool: &mut Pool, quantized: &mut QuantRows) {
-    let to = &quantized.shared();
-    let num_tokens = x.len() / cols;
-    let task_rows = (SERIAL_ELEMENTS / cols).max(1);
-    pool.run(num_tokens.div_ceil(task_rows), &|_, task| {
-        for row in task * task_rows..((task + 1) * task_rows).min(num_tokens) {
-            dispatch(isa, Quantize { x: &x[row * cols..][..cols], row, to });
-        }
-    });
 }
 
 /// Some tokens times some panels, numbered through all segments.
@@ -135,10 +121,10 @@ impl Product<'_> {
         for panel in panels {
             let mut token = tokens.start;
             while token < tokens.end {
-                token += match tokens.end - token {
-                    8.. if S::TILE >= 8 => self.int_tile::<S, 8>(s, segment, panel, token),
-                    4.. => self.int_tile::<S, 4>(s, segment, panel, token),
-                    2.. => self.int_tile::<S, 2>(s, segment, panel, token),
+                token += match self.quantized.tile_len(token) {
+                    8 if S::TILE >= 8 => self.int_tile::<S, 8>(s, segment, panel, token),
+                    4 => self.int_tile::<S, 4>(s, segment, panel, token),
+                    2 => self.int_tile::<S, 2>(s, segment, panel, token),
                     _ => self.int_tile::<S, 1>(s, segment, panel, token),
                 };
             }
@@ -155,7 +141,7 @@ impl Product<'_> {
     ) -> usize {
         let Panels::Int(weights) = &segment.panels else { return T };
         let correction = self.quantized.correction_index(weights.format);
-        let x = std::array::from_fn(|t| self.quantized.row(token + t, correction));
+        let x = self.quantized.tile(token, correction);
         let out = int_panel::<S, T>(s, weights, panel, x);
         self.store(s, segment, panel, token, out);
         T
@@ -221,17 +207,20 @@ impl Product<'_> {
         let rows = LANES.min(segment.rows - panel * LANES);
         let first = segment.first_row + panel * LANES;
         for (t, result) in results.into_iter().enumerate() {
-            let mut values = [0.0; LANES];
-            s.store(&mut values, result);
-            if let Some(bias) = self.bias {
-                for (value, bias) in values.iter_mut().zip(&bias[first..first + rows]) {
-                    *value += bias;
-                }
-            }
+            let result = match self.bias {
+                Some(bias) => s.add(result, s.load(&padded(&bias[first..first + rows]))),
+                None => result,
+            };
             let at = (token + t) * self.matrix.rows + first;
             // SAFETY: a task has its own panels and tokens.
             let to = unsafe { self.out.part(at..at + rows) };
-            to.copy_from_slice(&values[..rows]);
+            if let Some(to) = to.first_chunk_mut() {
+                s.store(to, result);
+            } else {
+                let mut values = [0.0; LANES];
+                s.store(&mut values, result);
+                to.copy_from_slice(&values[..rows]);
+            }
         }
     }
 }

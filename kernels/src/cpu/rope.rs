@@ -110,7 +110,7 @@ impl KvElement for f32 {
 impl KvElement for f16 {
     #[inline(always)]
     fn from_lanes<S: Simd>(s: S, x: S::F) -> [Self; LANES] {
-        s.to_f16(x).map(Self::from_bits)
+        bytemuck::cast(s.to_f16(x))
     }
 }
 

@@ -37,6 +37,14 @@ impl Isa {
         Self::ALL.into_iter().rev().find(|isa| isa.is_available()).unwrap_or(Self::Portable)
     }
 
+    /// Returns how many tokens a quantized product works on at once: [`Simd::TILE`].
+    pub(super) const fn tile(self) -> usize {
+        match self {
+            Self::Avx512 => 8,
+            Self::Portable | Self::Avx2 => 4,
+        }
+    }
+
     /// Returns whether this CPU has it.
     #[must_use]
     pub fn is_available(self) -> bool {
@@ -69,7 +77,7 @@ pub(super) trait Kernel {
     fn run<S: Simd>(self, simd: S);
 }
 
-/// Runs `kernel` with the instructions of `isa`, or portably where the CPU lacks them.
+/// Runs `kernel` with the instructions of `isa`, which the CPU has.
 #[inline]
 pub(super) fn dispatch<K: Kernel>(isa: Isa, kernel: K) {
     #[cfg(target_arch = "x86_64")]
@@ -136,6 +144,8 @@ pub(super) trait Simd: Copy {
     /// Stores lanes that fit in a byte.
     fn store_bytes(self, to: &mut [i8; LANES], a: Self::I);
 
+    /// Asks for a cache line that will be needed; the address need not be valid.
+    fn prefetch(self, address: *const u8);
     fn load_bytes(self, x: &[u8; 4 * LANES]) -> Self::U;
     fn low_nibbles(self, x: Self::U) -> Self::U;
     fn high_nibbles(self, x: Self::U) -> Self::U;

@@ -117,6 +117,8 @@ impl Simd for Scalar {
         *to = a.map(|x| x as i8);
     }
     #[inline(always)]
+    fn prefetch(self, _: *const u8) {}
+    #[inline(always)]
     fn load_bytes(self, x: &[u8; 64]) -> Self::U {
         *x
     }
