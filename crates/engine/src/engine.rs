@@ -88,7 +88,7 @@ impl Engine {
                 Command::Add { id, request, arrived, output } => {
                     self.add(id, request, arrived, output);
                 }
-                Command::Cancel(seq) => self.end(seq, FinishReason::Abort, now),
+                Command::Cancel(seq) => self.end(seq, None, FinishReason::Abort, now),
             }
         }
     }
@@ -150,19 +150,20 @@ impl Engine {
         let Some(state) = self.seqs.get_mut(&id) else { return };
         self.stats.generation_tokens += 1;
         self.stats.prompt_tokens += if seq.output().len() == 1 { seq.prompt_len as u64 } else { 0 };
-        let (news, ended) = state.take_token(seq, OutputToken { token, logprobs, at: now });
-        self.news.push((id, news));
-        if let Some(reason) = ended {
-            self.end(id, reason, now);
-        }
+        let token = OutputToken { token, logprobs, at: now };
+        let Some(reason) = state.take_token(seq, &token) else {
+            self.news.push((id, News::Token(token)));
+            return;
+        };
+        self.end(id, Some(token), reason, now);
     }
 
     /// Ends a sequence, whose blocks are free from now on.
-    fn end(&mut self, id: SeqId, reason: FinishReason, now: Time) {
+    fn end(&mut self, id: SeqId, last: Option<OutputToken>, reason: FinishReason, now: Time) {
         let Some(seq) = self.planner.finish(id) else { return };
         let Some(state) = self.seqs.get_mut(&id) else { return };
         self.num_finished += 1;
-        self.news.push((id, state.finish(&seq, reason, now)));
+        self.news.push((id, News::Last(last, state.finish(&seq, reason, now))));
     }
 
     /// Plans and submits until the executor has all the batches that it takes, or there is nothing to compute.
@@ -200,7 +201,7 @@ impl Engine {
 
     fn emit(&mut self) {
         for (id, news) in self.news.drain(..) {
-            let is_last = matches!(news, News::Finished(_));
+            let is_last = matches!(news, News::Last(..));
             if let Some(state) = self.seqs.get_mut(&id) {
                 state.emit(news);
             }

@@ -32,8 +32,9 @@ pub(crate) struct SeqState {
 pub(crate) enum News {
     Token(OutputToken),
     PromptLogprobs(Vec<Vec<TokenLogprob>>),
-    /// Boxed, because it is rare and large.
-    Finished(Box<Finished>),
+    /// The last token and the end reach the reader as one, so that no answer ends with an empty piece. Boxed, because it is rare
+    /// and large.
+    Last(Option<OutputToken>, Box<Finished>),
 }
 
 impl SeqState {
@@ -55,35 +56,38 @@ impl SeqState {
     pub(crate) fn take_token(
         &mut self,
         seq: &Sequence,
-        token: OutputToken,
-    ) -> (News, Option<FinishReason>) {
+        token: &OutputToken,
+    ) -> Option<FinishReason> {
         if self.times.first_token.is_none() {
             self.note_admission(seq);
             self.times.first_token = Some(token.at);
         }
         self.times.last_token = Some(token.at);
-        let ended = if self.stop.stop_token_ids.contains(&token.token) {
+        if self.stop.stop_token_ids.contains(&token.token) {
             Some(FinishReason::Stop)
         } else if seq.tokens.len() >= seq.max_total_len {
             Some(FinishReason::Length)
         } else {
             None
-        };
-        (News::Token(token), ended)
+        }
     }
 
     /// Ends the sequence.
-    pub(crate) fn finish(&mut self, seq: &Sequence, reason: FinishReason, at: Time) -> News {
+    pub(crate) fn finish(
+        &mut self,
+        seq: &Sequence,
+        reason: FinishReason,
+        at: Time,
+    ) -> Box<Finished> {
         self.note_admission(seq);
         self.times.finished = at;
-        let finished = Finished {
+        Box::new(Finished {
             reason,
             stop_token: seq.output().last().copied().filter(|_| reason == FinishReason::Stop),
             times: self.times,
             num_cached_tokens: seq.num_cached_tokens,
             num_preemptions: seq.num_preemptions,
-        };
-        News::Finished(Box::new(finished))
+        })
     }
 
     /// Before a sequence's first news.
@@ -141,7 +145,10 @@ impl SeqState {
             match news {
                 News::Token(token) => output.tokens.push(token),
                 News::PromptLogprobs(lists) => output.prompt_logprobs.extend(lists),
-                News::Finished(finished) => output.finished = Some(*finished),
+                News::Last(token, finished) => {
+                    output.tokens.extend(token);
+                    output.finished = Some(*finished);
+                }
             }
         });
     }

@@ -82,6 +82,18 @@ fn answers_come_and_the_engine_comes_to_rest() {
     assert_eq!(engine.health(), Health::Healthy);
 }
 
+/// A reader that saw the token first would have to end its answer with an empty piece.
+#[test]
+fn the_last_token_and_the_end_come_together() {
+    let engine = spawn(None);
+    for _ in 0..200 {
+        let mut stream = engine.submit(greedy(vec![1, 2, 3], 2)).expect("there is room");
+        while let Some(output) = stream.blocking_next() {
+            assert!(output.finished.is_none() || !output.tokens.is_empty());
+        }
+    }
+}
+
 #[test]
 fn two_hundred_abandoned_long_requests_leave_nothing_behind() {
     let engine = spawn(None);
