@@ -83,6 +83,12 @@ pub(crate) fn start(path: &Path, name: &str, config: &InstanceConfig) -> Result<
     let (companions, tokenizer_time) =
         companions.map_err(|_| anyhow::anyhow!("reading the tokenizer panicked"))??;
     let (executor, worker) = started?;
+    let (texts, rows) = (companions.tokenizer.vocab_size(), checkpoint.config().vocab_size);
+    if texts > rows {
+        bail!(
+            "the tokenizer has {texts} tokens, but the model only {rows}: they don't belong together"
+        );
+    }
     let model_len = checkpoint.config().max_model_len();
     let scheduler = scheduler_config(config, &worker, model_len);
     let info = EngineInfo {

@@ -4,7 +4,6 @@
 //! the blocks out; `models/llama.rs` is next.
 
 use std::fmt;
-use std::ops::Range;
 use std::time::Duration;
 
 use stallfree_core::{Batch, SampledToken, StepOutput};
@@ -62,11 +61,20 @@ impl<B: Backend> Runner<B> {
         self.fill_inputs(batch);
         self.fill_wanted(batch);
         self.backend.begin_step(&self.inputs);
-        let hidden = self.model.hidden(&mut self.backend);
+        let mut hidden = self.model.hidden(&mut self.backend);
         let mut output = StepOutput { device_time: Duration::ZERO, ..StepOutput::default() };
-        for start in (0..self.wanted.len()).step_by(HEAD_ROWS) {
-            let slice = start..(start + HEAD_ROWS).min(self.wanted.len());
-            self.sample(batch, hidden, slice, &mut output)?;
+        let mut rows: Vec<u32> = self.wanted.iter().map(|wanted| wanted.row).collect();
+        let mut done = 0;
+        while !rows.is_empty() {
+            let num_rows = rows.len().min(HEAD_ROWS);
+            self.sample(batch, hidden, &rows[..num_rows], done, &mut output)?;
+            done += num_rows;
+            if num_rows < rows.len() {
+                // Logits are large: the next slice's take the memory of the one before the last.
+                self.backend.begin_layer();
+                hidden = self.backend.gather_rows(hidden, &rows[num_rows..]);
+            }
+            rows = (0..(rows.len() - num_rows) as u32).collect();
         }
         Ok(output)
     }
@@ -111,16 +119,17 @@ impl<B: Backend> Runner<B> {
         }
     }
 
+    /// Samples from some rows of `hidden`, which are those wanted from index `first` on.
     fn sample(
         &mut self,
         batch: &Batch,
         hidden: B::Tensor,
-        slice: Range<usize>,
+        rows: &[u32],
+        first: usize,
         output: &mut StepOutput,
     ) -> Result<(), SamplerError> {
-        let wanted = &self.wanted[slice];
-        let rows: Vec<u32> = wanted.iter().map(|wanted| wanted.row).collect();
-        let logits = self.model.logits(&mut self.backend, hidden, &rows);
+        let wanted = &self.wanted[first..first + rows.len()];
+        let logits = self.model.logits(&mut self.backend, hidden, rows);
         let logits = self.backend.read(logits);
         let vocab_size = logits.len() / rows.len();
         for (wanted, row) in wanted.iter().zip(logits.chunks_exact(vocab_size)) {

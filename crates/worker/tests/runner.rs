@@ -4,7 +4,9 @@
 
 use std::sync::Arc;
 
-use stallfree_core::{Batch, BatchId, BlockId, Chunk, SampleSpec, SamplingParams, SeqId, TokenId};
+use stallfree_core::{
+    Batch, BatchId, BlockId, Chunk, PromptLogprobs, SampleSpec, SamplingParams, SeqId, TokenId,
+};
 use stallfree_kernels::Backend;
 use stallfree_kernels::cpu::{CpuBackend, CpuConfig};
 use stallfree_models::tiny::TinyModel;
@@ -108,6 +110,40 @@ fn check(architecture: &str) {
         );
     }
     assert!(alone.iter().any(|tokens| tokens != &alone[0]), "{architecture} says one thing only");
+}
+
+/// Returns the logprobs of a prompt's tokens from the second on, computed in chunks.
+fn prompt_logprobs(runner: &mut Runner<CpuBackend>, prompt: &[TokenId], chunk: usize) -> Vec<f32> {
+    let mut logprobs = Vec::new();
+    for start in (0..prompt.len()).step_by(chunk) {
+        let end = prompt.len().min(start + chunk);
+        let targets = prompt[start + 1..prompt.len().min(end + 1)].to_vec();
+        let block_ids: Vec<_> = (0..end.div_ceil(BLOCK_SIZE) as u32).map(BlockId).collect();
+        let chunk = Chunk {
+            seq: SeqId(0),
+            num_computed_tokens: start,
+            tokens: 0..end - start,
+            blocks: 0..block_ids.len(),
+            sample: None,
+            prompt_logprobs: Some(PromptLogprobs { num_top: 0, targets }),
+        };
+        let token_ids = prompt[start..end].to_vec();
+        let batch = Batch { id: BatchId(0), chunks: vec![chunk], token_ids, block_ids };
+        for (_, lists) in runner.run(&batch).unwrap().prompt_logprobs {
+            logprobs.extend(lists.iter().map(|list| list[0].logprob));
+        }
+    }
+    logprobs
+}
+
+/// More rows than go through the head at once.
+#[test]
+fn logprobs_of_a_long_prompt_are_those_of_its_parts() {
+    let mut runner = runner("LlamaForCausalLM");
+    let prompt: Vec<TokenId> = (0..2040).map(|i| (i * i % 251) as TokenId).collect();
+    let whole = prompt_logprobs(&mut runner, &prompt, 2040);
+    assert_eq!(whole.len(), 2039);
+    assert_eq!(whole, prompt_logprobs(&mut runner, &prompt, 100));
 }
 
 #[test]
