@@ -49,10 +49,11 @@ impl HubCache {
         if let Some(folder) = link.parent() {
             fs::create_dir_all(folder).at(folder)?;
         }
-        if link.is_symlink() {
-            fs::remove_file(&link).at(&link)?;
-        }
-        std::os::unix::fs::symlink(target, &link).at(&link)
+        // Renaming replaces whatever lies there at once, so that processes which want the same don't trip over each other.
+        let own = format!(".{name}.{}.{:?}", std::process::id(), std::thread::current().id());
+        let fresh = self.root.join(own.replace('/', "-"));
+        std::os::unix::fs::symlink(target, &fresh).at(&fresh)?;
+        fs::rename(&fresh, &link).at(&link)
     }
 
     /// Notes which commit a branch or tag stands for.
