@@ -1,5 +1,6 @@
 //! Checks of the source tree that no compiler makes; they run as a test, too.
 
+mod generated;
 mod sources;
 mod towers;
 
@@ -7,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+pub use generated::write as write_generated;
 
 /// What `cargo metadata` says of the workspace.
 #[derive(Debug)]
@@ -55,5 +57,6 @@ pub fn metadata(root: &Path) -> Result<Metadata> {
 pub fn tidy(root: &Path) -> Result<Vec<String>> {
     let mut found = towers::check(&metadata(root)?.edges);
     found.extend(sources::check(root)?);
+    found.extend(generated::check(root));
     Ok(found)
 }

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 const USAGE: &str = "usage: cargo xtask <command>
-  tidy     dependency levels, unsafe code, file sizes, TODOs (also a test)
+  tidy     dependency levels, unsafe code, file sizes, TODOs, generated pages (also a test)
+  docs     writes the pages that come from the code
   linkage  the release binary needs nothing beyond the C library's family
   e2e      official clients against the release binary with the default model";
 
@@ -18,6 +19,7 @@ fn main() -> Result<()> {
             let found = xtask::tidy(&root()?)?;
             if found.is_empty() { Ok(()) } else { bail!("{}", found.join("\n")) }
         }
+        Some("docs") => xtask::write_generated(&root()?),
         Some("linkage") => linkage::check(&release_binary()?),
         Some("e2e") => e2e::run(&root()?, &release_binary()?),
         _ => bail!(USAGE),
