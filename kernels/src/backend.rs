@@ -75,6 +75,11 @@ pub trait Backend: Send {
         bias: Option<&Self::Vector>,
     ) -> Self::Tensor;
 
+    /// Returns the logits `x · weightᵀ`, in single precision whatever the device computes in.
+    fn head(&mut self, x: Self::Tensor, weight: &Self::Matrix) -> Self::Tensor {
+        self.linear(x, weight, None)
+    }
+
     /// Normalises (if asked) and rotates the queries and keys of `qkv`, writes keys and values of layer `layer` into the step's
     /// slots of the KV cache, and returns the queries.
     ///

@@ -32,7 +32,7 @@ use rows::{Norm, for_each_row};
 use simd::dispatch;
 
 pub use kv_cache::KvType;
-pub use matrix::Matrix;
+pub use matrix::{Matrix, dequantize};
 pub use memory::Tensor;
 pub use rope::Rope;
 pub use simd::Isa;

@@ -3,17 +3,26 @@
 //! Launchers check shapes and submit; they own no activations and never wait. Sources are compiled for the GPU that is there,
 //! specialized to the model's shapes. Layouts are in `docs/layouts.md`. Next: `cuda/toolchain.rs`.
 
+mod activations;
+mod add_bias;
+mod backend;
 mod error;
 mod gather;
 mod paged_attention_decode;
 mod paged_attention_prefill;
+mod products;
 mod rms_norm;
 mod rope_kv_write;
 mod sampling;
 mod silu_mul;
 mod skinny_gemm;
+mod step;
 mod toolchain;
+mod upload;
 
+pub use activations::CudaTensor;
+pub use add_bias::AddBias;
+pub use backend::{CudaBackend, CudaConfig, CudaMatrix, CudaRope, CudaVector};
 pub use error::CudaError;
 pub use gather::Gather;
 pub use paged_attention_decode::{DecodeBatch, PagedAttentionDecode};

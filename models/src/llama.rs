@@ -10,7 +10,7 @@
 
 use stallfree_kernels::Backend;
 
-use crate::layers::{Attention, AttentionWeights, DecoderLayer, Linear, Mlp, Norm, rope};
+use crate::layers::{Attention, AttentionWeights, DecoderLayer, Mlp, Norm, rope};
 use crate::loader::Loader;
 use crate::{Architecture, Error, Model, ModelConfig};
 
@@ -37,7 +37,7 @@ pub struct Decoder<B: Backend> {
     layers: Vec<DecoderLayer<B>>,
     norm: Norm<B>,
     /// `None`: the embedding table is the head, too.
-    head: Option<Linear<B>>,
+    head: Option<B::Matrix>,
 }
 
 impl<B: Backend> Model<B> for Decoder<B> {
@@ -60,10 +60,7 @@ impl<B: Backend> Model<B> for Decoder<B> {
 
     fn logits(&self, backend: &mut B, hidden: B::Tensor, rows: &[u32]) -> B::Tensor {
         let hidden = backend.gather_rows(hidden, rows);
-        match &self.head {
-            Some(head) => head.forward(backend, hidden),
-            None => backend.linear(hidden, &self.embedding, None),
-        }
+        backend.head(hidden, self.head.as_ref().unwrap_or(&self.embedding))
     }
 }
 
@@ -97,8 +94,9 @@ impl<B: Backend> Decoder<B> {
         let head = if config.tie_word_embeddings {
             None
         } else {
-            let part = [("lm_head".to_owned(), config.vocab_size)];
-            Some(Linear::load(loader, &part, config.hidden_size, false)?)
+            let weight =
+                loader.weight("lm_head.weight", &[config.vocab_size, config.hidden_size])?;
+            Some(loader.matrix(vec![weight])?)
         };
         Ok(Self { config: config.clone(), embedding, rope, layers, norm, head })
     }

@@ -12,6 +12,9 @@ use crate::{Runner, SamplerError, ThreadExecutor};
 /// A step that decodes wait for should take no longer than this.
 const STEP_TARGET: Duration = Duration::from_millis(500);
 
+/// Larger batches run in several passes: beyond this, more rows are no faster, and activations take memory for each.
+const MAX_TOKENS: usize = 4096;
+
 /// The default KV cache takes at most this much.
 const DEFAULT_KV_BYTES: u64 = 4 << 30;
 
@@ -104,7 +107,7 @@ pub fn start(
     let kv = KvGeometry { num_blocks: num_blocks(&*model, config)?, block_size: config.block_size };
     backend.allocate_kv(&model.kv_spec(kv.num_blocks, kv.block_size))?;
     let allocated = clock.now();
-    let mut runner = Runner::new(backend, model, config.block_size);
+    let mut runner = Runner::new(backend, model, config.block_size, MAX_TOKENS);
     let step_tokens =
         if config.measure_step { Some(measure(&mut runner, kv, &clock)?) } else { None };
     let phases = vec![

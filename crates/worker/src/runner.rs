@@ -4,9 +4,10 @@
 //! the blocks out; `models/llama.rs` is next.
 
 use std::fmt;
+use std::ops::Range;
 use std::time::Duration;
 
-use stallfree_core::{Batch, SampledToken, StepOutput};
+use stallfree_core::{Batch, Chunk, SampledToken, StepOutput};
 use stallfree_kernels::{Backend, RaggedSeq, StepInputs};
 use stallfree_models::Model;
 
@@ -21,6 +22,7 @@ pub struct Runner<B: Backend> {
     backend: B,
     model: Box<dyn Model<B>>,
     block_size: usize,
+    max_tokens: usize,
     inputs: StepInputs,
     wanted: Vec<Wanted>,
     sampler: Sampler,
@@ -42,10 +44,10 @@ struct Wanted {
 }
 
 impl<B: Backend> Runner<B> {
-    /// Makes a runner.
-    pub fn new(backend: B, model: Box<dyn Model<B>>, block_size: usize) -> Self {
+    /// Makes a runner. Batches of more than `max_tokens` tokens are run in several passes; no single chunk is longer.
+    pub fn new(backend: B, model: Box<dyn Model<B>>, block_size: usize, max_tokens: usize) -> Self {
         let (inputs, sampler) = (StepInputs::default(), Sampler::default());
-        Self { backend, model, block_size, inputs, wanted: Vec::new(), sampler }
+        Self { backend, model, block_size, max_tokens, inputs, wanted: Vec::new(), sampler }
     }
 
     /// Returns the backend.
@@ -58,16 +60,39 @@ impl<B: Backend> Runner<B> {
     /// # Errors
     /// The model's logits are unsound.
     pub fn run(&mut self, batch: &Batch) -> Result<StepOutput, SamplerError> {
-        self.fill_inputs(batch);
-        self.fill_wanted(batch);
+        let mut output = StepOutput { device_time: Duration::ZERO, ..StepOutput::default() };
+        let mut first = 0;
+        while first < batch.chunks.len() {
+            let end = self.end_of_pass(batch, first);
+            self.run_pass(batch, first..end, &mut output)?;
+            first = end;
+        }
+        Ok(output)
+    }
+
+    /// Returns where the pass ends that begins with chunk `first`: after as many chunks as there is memory for, at least one.
+    /// A prefix that is shared within a batch is written by the earlier chunk, so in an earlier pass or the same.
+    fn end_of_pass(&self, batch: &Batch, first: usize) -> usize {
+        let start = batch.chunks[first].tokens.start;
+        let fits = |chunk: &&Chunk| chunk.tokens.end - start <= self.max_tokens;
+        first + batch.chunks[first..].iter().take_while(fits).count().max(1)
+    }
+
+    fn run_pass(
+        &mut self,
+        batch: &Batch,
+        pass: Range<usize>,
+        output: &mut StepOutput,
+    ) -> Result<(), SamplerError> {
+        self.fill_inputs(batch, &batch.chunks[pass.clone()]);
+        self.fill_wanted(batch, pass);
         self.backend.begin_step(&self.inputs);
         let mut hidden = self.model.hidden(&mut self.backend);
-        let mut output = StepOutput { device_time: Duration::ZERO, ..StepOutput::default() };
         let mut rows: Vec<u32> = self.wanted.iter().map(|wanted| wanted.row).collect();
         let mut done = 0;
         while !rows.is_empty() {
             let num_rows = rows.len().min(HEAD_ROWS);
-            self.sample(batch, hidden, &rows[..num_rows], done, &mut output)?;
+            self.sample(batch, hidden, &rows[..num_rows], done, output)?;
             done += num_rows;
             if num_rows < rows.len() {
                 // Logits are large: the next slice's take the memory of the one before the last.
@@ -76,18 +101,23 @@ impl<B: Backend> Runner<B> {
             }
             rows = (0..(rows.len() - num_rows) as u32).collect();
         }
-        Ok(output)
+        Ok(())
     }
 
-    fn fill_inputs(&mut self, batch: &Batch) {
+    fn fill_inputs(&mut self, batch: &Batch, chunks: &[Chunk]) {
+        let (Some(first), Some(last)) = (chunks.first(), chunks.last()) else { return };
+        let (rows, tables) = (first.tokens.start, first.blocks.start);
         let inputs = &mut self.inputs;
-        inputs.token_ids.clone_from(&batch.token_ids);
+        inputs.token_ids.clear();
+        inputs.token_ids.extend_from_slice(&batch.token_ids[rows..last.tokens.end]);
         inputs.block_ids.clear();
-        inputs.block_ids.extend(batch.block_ids.iter().map(|block| block.0));
+        inputs
+            .block_ids
+            .extend(batch.block_ids[tables..last.blocks.end].iter().map(|block| block.0));
         inputs.positions.clear();
         inputs.slot_mapping.clear();
         inputs.seqs.clear();
-        for chunk in &batch.chunks {
+        for chunk in chunks {
             let blocks = batch.blocks_of(chunk);
             for position in chunk.num_computed_tokens..chunk.context_len() {
                 let block = blocks[position / self.block_size].0 as usize;
@@ -96,25 +126,26 @@ impl<B: Backend> Runner<B> {
                 inputs.slot_mapping.push(slot as u32);
             }
             inputs.seqs.push(RaggedSeq {
-                rows: chunk.tokens.clone(),
+                rows: chunk.tokens.start - rows..chunk.tokens.end - rows,
                 context_len: chunk.context_len(),
-                blocks: chunk.blocks.clone(),
+                blocks: chunk.blocks.start - tables..chunk.blocks.end - tables,
             });
         }
     }
 
-    fn fill_wanted(&mut self, batch: &Batch) {
+    fn fill_wanted(&mut self, batch: &Batch, pass: Range<usize>) {
         self.wanted.clear();
-        for (index, chunk) in batch.chunks.iter().enumerate() {
+        let first_row = batch.chunks[pass.start].tokens.start;
+        for (index, chunk) in pass.clone().zip(&batch.chunks[pass]) {
+            let rows = chunk.tokens.start - first_row..chunk.tokens.end - first_row;
             let targets = chunk.prompt_logprobs.as_ref().map_or(0, |asked| asked.targets.len());
             self.wanted.extend((0..targets).map(|target| Wanted {
-                row: (chunk.tokens.start + target) as u32,
+                row: (rows.start + target) as u32,
                 chunk: index,
                 target: Some(target),
             }));
             if chunk.sample.is_some() {
-                let row = (chunk.tokens.end - 1) as u32;
-                self.wanted.push(Wanted { row, chunk: index, target: None });
+                self.wanted.push(Wanted { row: (rows.end - 1) as u32, chunk: index, target: None });
             }
         }
     }

@@ -18,6 +18,10 @@ const NUM_BLOCKS: usize = 512;
 const NUM_NEW: usize = 12;
 
 fn runner(architecture: &str) -> Runner<CpuBackend> {
+    runner_of(architecture, usize::MAX)
+}
+
+fn runner_of(architecture: &str, max_tokens: usize) -> Runner<CpuBackend> {
     let folder = tempfile::tempdir().unwrap();
     TinyModel::new(architecture).write(folder.path()).unwrap();
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
@@ -25,7 +29,7 @@ fn runner(architecture: &str) -> Runner<CpuBackend> {
         CpuBackend::new(CpuConfig { num_threads: 2, ..CpuConfig::default() }).unwrap();
     let model = stallfree_models::load(&checkpoint, &mut backend, &LoadOptions::default()).unwrap();
     backend.allocate_kv(&model.kv_spec(NUM_BLOCKS, BLOCK_SIZE)).unwrap();
-    Runner::new(backend, model, BLOCK_SIZE)
+    Runner::new(backend, model, BLOCK_SIZE, max_tokens)
 }
 
 struct Seq {
@@ -109,6 +113,8 @@ fn check(architecture: &str) {
             "{architecture}, chunks of {chunk}"
         );
     }
+    let mut in_passes = runner_of(architecture, 50);
+    assert_eq!(generate(&mut in_passes, &prompts, 1000), alone, "{architecture}, in passes");
     assert!(alone.iter().any(|tokens| tokens != &alone[0]), "{architecture} says one thing only");
 }
 

@@ -175,6 +175,24 @@ impl Matrix {
     }
 }
 
+/// Returns a stored weight's values, row-major, as exact as a single-precision float is.
+///
+/// # Errors
+/// The bytes don't fit the shape, or a thread can't be started.
+pub fn dequantize(part: &WeightTensor<'_>) -> Result<Vec<f32>, KernelError> {
+    let mut pool = Pool::new(1).map_err(|error| KernelError::OutOfMemory {
+        what: format!("starting a thread ({error})"),
+        bytes: 0,
+        hint: "free some memory".to_owned(),
+    })?;
+    let matrix = Matrix::load(std::slice::from_ref(part), &mut pool)?;
+    let mut values = vec![0.0; matrix.rows * matrix.cols];
+    for (row, to) in values.chunks_exact_mut(matrix.cols.max(1)).enumerate() {
+        matrix.read_row(row, to);
+    }
+    Ok(values)
+}
+
 impl IntPanels {
     fn read_row(&self, first_scale: usize, lane: usize, to: &mut [f32]) {
         let format = self.format;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use stallfree_device::{CubinCache, Device, Dtype, Function, Module, Source};
 
 use super::{
-    CudaError, Gather, HeadShape, PagedAttentionDecode, PagedAttentionPrefill, RmsNorm,
+    AddBias, CudaError, Gather, HeadShape, PagedAttentionDecode, PagedAttentionPrefill, RmsNorm,
     RopeKvWrite, SiluMul, SkinnyGemm, SkinnySpec, sampling,
 };
 
@@ -78,7 +78,12 @@ impl Toolchain {
 /// # Errors
 /// A shape of the list is one that a launcher refuses.
 pub fn builds(dtype: Dtype) -> Result<Vec<Build>, CudaError> {
-    let mut builds = vec![Gather::build(dtype), SiluMul::build(dtype), sampling::build(dtype)];
+    let mut builds = vec![
+        AddBias::build(dtype),
+        Gather::build(dtype),
+        SiluMul::build(dtype),
+        sampling::build(dtype),
+    ];
     for cols in [576, 4096, 8192] {
         builds.push(RmsNorm::build(dtype, cols)?);
     }

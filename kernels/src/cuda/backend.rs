@@ -1,0 +1,445 @@
+//! The op vocabulary on a CUDA GPU.
+//!
+//! Every op submits to one queue and returns at once; only [`Backend::read`] waits. A CUDA error is fatal for the rank, so ops
+//! have no error to return: they panic, and the executor's thread turns that into the loss of the engine.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use stallfree_device::{CubinCache, Device, DeviceArena, DeviceSlice, Dtype, Stream};
+
+use super::activations::{Activations, CudaTensor};
+use super::products::{Products, Weight};
+use super::step::{Staging, Step, tiles};
+use super::{
+    CudaError, Gather, HeadShape, KvLayer, PagedAttentionDecode, PagedAttentionPrefill, QkNorms,
+    RmsNorm, RopeKvWrite, SiluMul, Toolchain, upload,
+};
+use crate::{AttentionSpec, Backend, KernelError, KvSpec, QkNorm, StepInputs, WeightTensor};
+
+/// Bytes of a step's inputs: token ids, positions, slots, block tables.
+const INPUT_BYTES: usize = 32 << 20;
+/// Bytes of cuBLASLt's workspace.
+const WORKSPACE_BYTES: usize = 32 << 20;
+/// Bytes of the counters by which the parts of a split attention find out who is last.
+const COUNTER_BYTES: usize = 1 << 20;
+
+/// How to run on a GPU.
+#[derive(Clone, Debug)]
+pub struct CudaConfig {
+    /// Which GPU.
+    pub ordinal: usize,
+    /// The element type of weights, activations and KV cache: bf16 or f16.
+    pub dtype: Dtype,
+    /// Where compiled kernels are kept.
+    pub kernel_cache: PathBuf,
+    /// Keeps to Ampere's instructions, whatever the GPU.
+    pub ampere_path: bool,
+    /// Bytes of weights to make room for.
+    pub weight_bytes: usize,
+    /// The most tokens of a step.
+    pub max_tokens: usize,
+    /// Bytes of activations before the first layer, and of each of two layers.
+    pub activation_bytes: [usize; 2],
+}
+
+/// A CUDA GPU as a device that models run on.
+#[derive(Debug)]
+pub struct CudaBackend {
+    config: CudaConfig,
+    tools: Toolchain,
+    stream: Stream,
+    weights: DeviceArena,
+    activations: Activations,
+    inputs: DeviceSlice,
+    counters: DeviceSlice,
+    cache: Option<Cache>,
+    staging: Staging,
+    step: Option<Step>,
+    products: Products,
+    gather: Gather,
+    silu_mul: SiluMul,
+    norms: HashMap<usize, RmsNorm>,
+    attention: HashMap<HeadShape, Attention>,
+    /// The rope whose table holds this step's angles.
+    angles_of: Option<DeviceSlice>,
+    host: Vec<f32>,
+    _working: DeviceArena,
+}
+
+#[derive(Debug)]
+struct Attention {
+    write: RopeKvWrite,
+    decode: PagedAttentionDecode,
+    prefill: PagedAttentionPrefill,
+}
+
+/// Blocks one after the other, all layers of a block together.
+#[derive(Debug)]
+struct Cache {
+    arena: DeviceArena,
+    all: DeviceSlice,
+    spec: KvSpec,
+}
+
+/// A loaded matrix `[rows, cols]`.
+#[derive(Clone, Copy, Debug)]
+pub struct CudaMatrix {
+    data: DeviceSlice,
+    rows: usize,
+    cols: usize,
+}
+
+/// A loaded vector.
+#[derive(Clone, Copy, Debug)]
+pub struct CudaVector(DeviceSlice);
+
+/// Loaded rotary frequencies, and room for a step's angles.
+#[derive(Clone, Copy, Debug)]
+pub struct CudaRope {
+    inv_freq: DeviceSlice,
+    table: DeviceSlice,
+}
+
+/// Ends the rank: after a CUDA error nothing on its device can be trusted.
+#[expect(clippy::panic, reason = "the executor's thread turns it into the loss of the engine")]
+fn must<T>(result: Result<T, impl std::fmt::Display>) -> T {
+    match result {
+        Ok(value) => value,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn no_memory(what: &str, bytes: usize, error: &impl std::fmt::Display) -> KernelError {
+    let hint = format!("free some of the GPU's memory or take a smaller model ({error})");
+    KernelError::OutOfMemory { what: what.to_owned(), bytes, hint }
+}
+
+impl CudaBackend {
+    /// Opens the GPU and takes the memory of weights and activations.
+    ///
+    /// # Errors
+    /// No driver, library or GPU, or too little memory.
+    pub fn new(config: CudaConfig) -> Result<Self, CudaError> {
+        let device = Device::open(config.ordinal)?;
+        let cache = CubinCache::new(&config.kernel_cache);
+        let tools = Toolchain {
+            device: Arc::clone(&device),
+            cache,
+            ampere_path: config.ampere_path,
+            dtype: config.dtype,
+        };
+        let stream = Stream::new(&device)?;
+        let weights = DeviceArena::new(&device, config.weight_bytes)?;
+        let [base, layer] = config.activation_bytes;
+        let all = base + 2 * layer + INPUT_BYTES + WORKSPACE_BYTES + COUNTER_BYTES + 4096;
+        let mut working = DeviceArena::new(&device, all)?;
+        let activations = Activations::new(&mut working, base, layer)?;
+        let inputs = working.take("a step's inputs", INPUT_BYTES)?;
+        let counters = working.take("counters", COUNTER_BYTES)?;
+        stream.fill(counters, 0)?;
+        let products = Products::new(&tools, working.take("cuBLASLt", WORKSPACE_BYTES)?)?;
+        Ok(Self {
+            gather: Gather::load(&tools)?,
+            silu_mul: SiluMul::load(&tools)?,
+            config,
+            tools,
+            stream,
+            weights,
+            activations,
+            inputs,
+            counters,
+            cache: None,
+            staging: Staging::default(),
+            step: None,
+            products,
+            norms: HashMap::new(),
+            attention: HashMap::new(),
+            angles_of: None,
+            host: Vec::new(),
+            _working: working,
+        })
+    }
+
+    /// Returns the GPU's free memory in bytes.
+    ///
+    /// # Errors
+    /// The driver refuses.
+    pub fn free_memory(&self) -> Result<usize, CudaError> {
+        Ok(self.tools.device.memory()?.0)
+    }
+
+    /// Returns the GPU's name.
+    #[must_use]
+    pub fn device_name(&self) -> String {
+        self.tools.device.props().name.clone()
+    }
+
+    /// Returns how many bytes the KV cache takes.
+    #[must_use]
+    pub fn kv_bytes(&self) -> usize {
+        self.cache.as_ref().map_or(0, |cache| cache.arena.used())
+    }
+
+    /// Returns how many bytes the activations may take.
+    #[must_use]
+    pub const fn activation_bytes(&self) -> usize {
+        self.config.activation_bytes[0] + 2 * self.config.activation_bytes[1]
+    }
+
+    fn step(&self) -> Step {
+        must(self.step.ok_or("an op before the step began"))
+    }
+
+    fn take(&mut self, rows: usize, cols: usize) -> CudaTensor {
+        must(self.activations.take(rows, cols, self.config.dtype))
+    }
+
+    fn upload_weights<T: bytemuck::NoUninit>(
+        &mut self,
+        what: &str,
+        values: &[T],
+    ) -> Result<DeviceSlice, KernelError> {
+        let bytes = size_of_val(values);
+        let slice = self.weights.take(what, bytes).map_err(|e| no_memory(what, bytes, &e))?;
+        self.stream.upload(slice, values).map_err(|e| no_memory(what, bytes, &e))?;
+        Ok(slice)
+    }
+
+    fn load_parts(&mut self, parts: &[WeightTensor<'_>]) -> Result<DeviceSlice, KernelError> {
+        let mut values = Vec::new();
+        for part in parts {
+            let converted = upload::converted(part, self.config.dtype)?;
+            if values.is_empty() { values = converted } else { values.extend(converted) }
+        }
+        self.upload_weights(parts.first().map_or("a weight", |part| part.name), &values)
+    }
+
+    fn norm(
+        &mut self,
+        x: CudaTensor,
+        residual: Option<CudaTensor>,
+        weight: &CudaVector,
+        eps: f32,
+    ) -> CudaTensor {
+        let out = self.take(x.rows, x.cols);
+        if !self.norms.contains_key(&x.cols) {
+            self.norms.insert(x.cols, must(RmsNorm::load(&self.tools, x.cols)));
+        }
+        let residual = residual.map(|residual| residual.data);
+        let kernel = &self.norms[&x.cols];
+        must(kernel.run(&self.stream, [x.data, weight.0, out.data], residual, x.rows, eps));
+        out
+    }
+
+    fn heads(&mut self, spec: &AttentionSpec) -> HeadShape {
+        let block_size = self.cache.as_ref().map_or(0, |cache| cache.spec.block_size);
+        let AttentionSpec { num_heads, num_kv_heads, head_dim, .. } = *spec;
+        let heads = HeadShape { num_heads, num_kv_heads, head_dim, block_size };
+        if !self.attention.contains_key(&heads) {
+            let kernels = Attention {
+                write: must(RopeKvWrite::load(&self.tools, heads)),
+                decode: must(PagedAttentionDecode::load(&self.tools, heads)),
+                prefill: must(PagedAttentionPrefill::load(&self.tools, heads)),
+            };
+            self.attention.insert(heads, kernels);
+        }
+        heads
+    }
+
+    fn kv_layer(&self, layer: usize, heads: HeadShape) -> KvLayer {
+        let cache = must(self.cache.as_ref().ok_or("an op before the KV cache was taken"));
+        let from = layer * heads.layer_block_len() * 2;
+        let block_stride = heads.layer_block_len() * cache.spec.num_layers;
+        KvLayer { data: cache.all.slice(from, cache.all.len()), block_stride }
+    }
+
+    fn product(&mut self, x: CudaTensor, weight: Weight, y: CudaTensor) -> CudaTensor {
+        must(self.products.run(&self.tools, &self.stream, x, weight, y));
+        y
+    }
+}
+
+impl Backend for CudaBackend {
+    type Matrix = CudaMatrix;
+    type Vector = CudaVector;
+    type Rope = CudaRope;
+    type Tensor = CudaTensor;
+
+    fn load_matrix(&mut self, parts: &[WeightTensor<'_>]) -> Result<CudaMatrix, KernelError> {
+        let cols = parts.first().and_then(|part| part.shape.last()).copied().unwrap_or(0);
+        for part in parts {
+            if part.shape.len() != 2 || part.shape[1] != cols {
+                let expected = vec![part.shape.first().copied().unwrap_or(0), cols];
+                let (operand, got) = (part.name.to_owned(), part.shape.to_vec());
+                return Err(KernelError::Shape { operand, expected, got });
+            }
+        }
+        let rows = parts.iter().map(|part| part.shape[0]).sum();
+        Ok(CudaMatrix { data: self.load_parts(parts)?, rows, cols })
+    }
+
+    fn load_vector(&mut self, parts: &[WeightTensor<'_>]) -> Result<CudaVector, KernelError> {
+        self.load_parts(parts).map(CudaVector)
+    }
+
+    fn load_rope(&mut self, inv_freq: &[f32]) -> Result<CudaRope, KernelError> {
+        let bytes = self.config.max_tokens * inv_freq.len() * 8;
+        let table = self.weights.take("rotary angles", bytes);
+        let table = table.map_err(|e| no_memory("rotary angles", bytes, &e))?;
+        Ok(CudaRope { inv_freq: self.upload_weights("rotary frequencies", inv_freq)?, table })
+    }
+
+    fn allocate_kv(&mut self, spec: &KvSpec) -> Result<(), KernelError> {
+        let KvSpec { num_layers, num_blocks, block_size, num_kv_heads, head_dim } = *spec;
+        let bytes = num_layers * num_blocks * block_size * num_kv_heads * head_dim * 2 * 2;
+        let error = |e| no_memory("the KV cache", bytes, &e);
+        let mut arena = DeviceArena::new(&self.tools.device, bytes).map_err(error)?;
+        let all = arena.take("the KV cache", bytes).map_err(error)?;
+        // A masked key's value is multiplied by zero, which a NaN left by others survives.
+        self.stream.fill(all, 0).map_err(error)?;
+        self.cache = Some(Cache { arena, all, spec: spec.clone() });
+        Ok(())
+    }
+
+    fn begin_step(&mut self, inputs: &StepInputs) {
+        must(self.tools.device.bind());
+        self.activations.clear();
+        self.angles_of = None;
+        let step = self.staging.upload(&self.stream, self.inputs, inputs);
+        self.step = Some(must(step));
+    }
+
+    fn begin_layer(&mut self) {
+        self.activations.begin_layer();
+    }
+
+    fn embed(&mut self, table: &CudaMatrix) -> CudaTensor {
+        let step = self.step();
+        let out = self.take(step.num_tokens, table.cols);
+        let operands = [table.data, step.token_ids, out.data];
+        must(self.gather.run(&self.stream, operands, step.num_tokens, table.cols));
+        out
+    }
+
+    fn rms_norm(&mut self, x: CudaTensor, weight: &CudaVector, eps: f32) -> CudaTensor {
+        self.norm(x, None, weight, eps)
+    }
+
+    fn add_rms_norm(
+        &mut self,
+        x: CudaTensor,
+        residual: CudaTensor,
+        weight: &CudaVector,
+        eps: f32,
+    ) -> CudaTensor {
+        self.norm(x, Some(residual), weight, eps)
+    }
+
+    fn linear(
+        &mut self,
+        x: CudaTensor,
+        weight: &CudaMatrix,
+        bias: Option<&CudaVector>,
+    ) -> CudaTensor {
+        let y = self.take(x.rows, weight.rows);
+        let bias = bias.map(|bias| bias.0);
+        self.product(x, Weight { data: weight.data, bias, inner: weight.cols }, y)
+    }
+
+    fn head(&mut self, x: CudaTensor, weight: &CudaMatrix) -> CudaTensor {
+        let y = must(self.activations.take(x.rows, weight.rows, Dtype::F32));
+        self.product(x, Weight { data: weight.data, bias: None, inner: weight.cols }, y)
+    }
+
+    fn rope_kv_write(
+        &mut self,
+        layer: usize,
+        qkv: CudaTensor,
+        spec: &AttentionSpec,
+        rope: &CudaRope,
+        qk_norm: Option<&QkNorm<CudaVector>>,
+    ) -> CudaTensor {
+        let step = self.step();
+        let heads = self.heads(spec);
+        let query = self.take(qkv.rows, spec.num_heads * spec.head_dim);
+        let kernel = &self.attention[&heads].write;
+        if self.angles_of != Some(rope.table) {
+            let operands = [step.positions, rope.inv_freq, rope.table];
+            must(kernel.fill_table(&self.stream, operands, step.num_tokens));
+            self.angles_of = Some(rope.table);
+        }
+        let norms =
+            qk_norm.map(|norm| QkNorms { query: norm.query.0, key: norm.key.0, eps: norm.eps });
+        let operands = [qkv.data, rope.table, step.slot_mapping, query.data];
+        let kv = self.kv_layer(layer, heads);
+        must(kernel.run(&self.stream, operands, kv, norms, qkv.rows));
+        query
+    }
+
+    fn paged_attention(
+        &mut self,
+        layer: usize,
+        query: CudaTensor,
+        spec: &AttentionSpec,
+    ) -> CudaTensor {
+        let step = self.step();
+        let heads = self.heads(spec);
+        let kv = self.kv_layer(layer, heads);
+        let out = self.take(query.rows, query.cols);
+        let settings = (spec.scale, spec.sliding_window);
+        let kernels = &self.attention[&heads];
+        if let Some((mut batch, context)) = step.singles() {
+            batch.splits = kernels.decode.splits(batch.num_seqs, context);
+            let (partial, counters) = kernels.decode.scratch_bytes(batch.num_seqs, batch.splits);
+            let partial = must(self.activations.take_bytes(partial));
+            let counters = self.counters.slice(0, counters);
+            let operands = [query.data, out.data, partial, counters];
+            must(kernels.decode.run(&self.stream, operands, kv, &batch, settings));
+        }
+        if !self.staging.chunks.is_empty() {
+            let words = tiles(&kernels.prefill, &self.staging);
+            let region = must(self.activations.take_bytes(words.len() * 4));
+            must(self.stream.upload(region, &words));
+            let batch = step.chunks(region, words.len() / 2);
+            let operands = [query.data, out.data];
+            must(kernels.prefill.run(&self.stream, operands, kv, &batch, settings));
+        }
+        out
+    }
+
+    fn silu_mul(&mut self, gate_up: CudaTensor) -> CudaTensor {
+        let out = self.take(gate_up.rows, gate_up.cols / 2);
+        must(self.silu_mul.run(&self.stream, [gate_up.data, out.data], out.rows, out.cols));
+        out
+    }
+
+    fn all_reduce(&mut self, _x: CudaTensor) {}
+
+    fn gather_rows(&mut self, x: CudaTensor, rows: &[u32]) -> CudaTensor {
+        let index = must(self.activations.take_bytes(rows.len() * 4));
+        must(self.stream.upload(index, rows));
+        let out = self.take(rows.len(), x.cols);
+        must(self.gather.run(&self.stream, [x.data, index, out.data], rows.len(), x.cols));
+        out
+    }
+
+    fn read(&mut self, x: CudaTensor) -> &[f32] {
+        self.host.resize(x.rows * x.cols, 0.0);
+        if x.dtype == Dtype::F32 {
+            must(self.stream.download(&mut self.host, x.data));
+        } else {
+            let mut bits = vec![0u16; x.rows * x.cols];
+            must(self.stream.download(&mut bits, x.data));
+            let dtype = x.dtype;
+            for (value, bits) in self.host.iter_mut().zip(bits) {
+                *value = match dtype {
+                    Dtype::F16 => half::f16::from_bits(bits).to_f32(),
+                    Dtype::Bf16 | Dtype::F32 => half::bf16::from_bits(bits).to_f32(),
+                };
+            }
+        }
+        &self.host
+    }
+}
