@@ -14,7 +14,7 @@ use clap::{Args, Parser, Subcommand};
 
 pub(crate) use number::Auto;
 pub(crate) use serve::{
-    CacheArgs, DeviceKind, Dtype, LoadFormat, ModelArgs, SchedulerArgs, SchedulingPolicy,
+    CacheArgs, DeviceKind, Dtype, Kernels, LoadFormat, ModelArgs, SchedulerArgs, SchedulingPolicy,
     ServeArgs, ServerArgs,
 };
 

@@ -14,8 +14,8 @@ use stallfree_server::{CorsConfig, Limits, ReportConfig};
 use stallfree_worker::KvSize;
 
 use crate::args::{
-    Auto, CacheArgs, DeviceKind, Dtype, LoadFormat, ModelArgs, SchedulerArgs, SchedulingPolicy,
-    ServeArgs, ServerArgs,
+    Auto, CacheArgs, DeviceKind, Dtype, Kernels, LoadFormat, ModelArgs, SchedulerArgs,
+    SchedulingPolicy, ServeArgs, ServerArgs,
 };
 use crate::environment::Environment;
 
@@ -34,8 +34,8 @@ pub(crate) struct InstanceConfig {
     pub(crate) dtype: DtypeChoice,
     /// The most tokens of a sequence.
     pub(crate) max_model_len: Auto,
-    /// The device.
-    pub(crate) cpu: CpuConfig,
+    /// Where to compute.
+    pub(crate) device: DeviceConfig,
     /// Tokens a block.
     pub(crate) block_size: usize,
     /// How much KV cache to take.
@@ -48,6 +48,26 @@ pub(crate) struct InstanceConfig {
     pub(crate) scheduler: SchedulerConfig,
     /// The most requests that wait.
     pub(crate) max_num_waiting: usize,
+}
+
+/// Where to compute.
+#[derive(Clone, Debug)]
+pub(crate) enum DeviceConfig {
+    /// On the CPU.
+    Cpu(CpuConfig),
+    /// On the first NVIDIA GPU.
+    Cuda(GpuConfig),
+}
+
+/// How to use a GPU.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct GpuConfig {
+    /// Where compiled kernels are kept.
+    pub(crate) kernel_cache: PathBuf,
+    /// The share of its memory to take.
+    pub(crate) memory_utilization: f64,
+    /// Keeps to Ampere's instructions.
+    pub(crate) ampere_path: bool,
 }
 
 /// Where weights come from.
@@ -121,11 +141,8 @@ impl InstanceConfig {
     ///
     /// # Errors
     /// A flag's value can't work; the message names the flag.
-    pub(crate) fn resolve(args: &ServeArgs) -> Result<Self> {
+    pub(crate) fn resolve(args: &ServeArgs, environment: &Environment) -> Result<Self> {
         let ServeArgs { model, scheduler, cache, .. } = args;
-        if cache.device == DeviceKind::Cuda {
-            bail!("--device cuda: models do not run on GPUs yet; use --device cpu");
-        }
         let scheduler_config = scheduler_config(scheduler, cache);
         // Only to find out now, not after minutes of loading, whether name and settings do.
         Registry::default().build(&scheduler.scheduler, &scheduler_config)?;
@@ -144,7 +161,7 @@ impl InstanceConfig {
                 Dtype::Float32 => DtypeChoice::F32,
             },
             max_model_len: model.max_model_len.unwrap_or(Auto::Fit),
-            cpu: cpu(model.dtype, cache)?,
+            device: device(model.dtype, cache, environment)?,
             block_size: cache.block_size,
             kv_size: match (cache.num_gpu_blocks_override, cache.kv_cache_memory_bytes) {
                 (Some(num_blocks), _) => KvSize::Blocks(num_blocks),
@@ -213,6 +230,41 @@ fn scheduler_config(scheduler: &SchedulerArgs, cache: &CacheArgs) -> SchedulerCo
         enable_prefix_caching: !cache.no_enable_prefix_caching,
         settings: scheduler.scheduler_config.iter().cloned().collect(),
         ..default
+    }
+}
+
+/// Decides where to compute: `auto` takes a GPU that has all it needs.
+fn device(dtype: Dtype, cache: &CacheArgs, environment: &Environment) -> Result<DeviceConfig> {
+    let on_cpu = cpu(dtype, cache)?;
+    if cache.device == DeviceKind::Cpu {
+        return Ok(DeviceConfig::Cpu(on_cpu));
+    }
+    let found = stallfree_device::probe();
+    let needed = ["libnvrtc", "libcublasLt"];
+    let missing: Vec<&str> =
+        found.missing.iter().copied().filter(|library| needed.contains(library)).collect();
+    let problem = match (found.driver_version, found.num_devices) {
+        (None, _) => Some("the NVIDIA driver (libcuda) was not found".to_owned()),
+        (Some(_), 0) => Some("the driver lists no GPU".to_owned()),
+        _ if !missing.is_empty() => Some(format!(
+            "{} not found; install CUDA 13's (PyPI: nvidia-cuda-nvrtc, nvidia-cublas) and put the folder on LD_LIBRARY_PATH",
+            missing.join(" and ")
+        )),
+        _ => None,
+    };
+    match (cache.device, problem) {
+        (DeviceKind::Cuda, Some(problem)) => bail!("--device cuda: {problem}; or use --device cpu"),
+        (_, Some(problem)) => {
+            if found.num_devices > 0 {
+                tracing::warn!("Computing on the CPU: {problem}");
+            }
+            Ok(DeviceConfig::Cpu(on_cpu))
+        }
+        (_, None) => Ok(DeviceConfig::Cuda(GpuConfig {
+            kernel_cache: environment.cache.join("kernels"),
+            memory_utilization: cache.gpu_memory_utilization,
+            ampere_path: cache.kernels == Kernels::Sm80,
+        })),
     }
 }
 

@@ -10,14 +10,15 @@ use stallfree_engine::{Engine, EngineInfo, ThreadedEngine};
 use stallfree_models::{
     Checkpoint, GenerationDefaults, GgufTokenizer, LoadOptions, SpecialTokens, TokenizerSource,
 };
-use stallfree_scheduler::{Planner, SchedulerConfig};
+use stallfree_scheduler::{Planner, Registry, SchedulerConfig};
 use stallfree_server::Metrics;
 use stallfree_tokenizer::{ChatTemplate, GgufVocab, Tokenizer};
-use stallfree_worker::{CpuWorkerConfig, WorkerReport};
+use stallfree_worker::{CpuWorkerConfig, CudaWorkerConfig, WorkerReport};
 
 use crate::args::Auto;
 use crate::config::{
-    GenerationFrom, InstanceConfig, TemplateFrom, TokenBudget, TokenizerFrom, WeightsFrom,
+    DeviceConfig, GenerationFrom, InstanceConfig, TemplateFrom, TokenBudget, TokenizerFrom,
+    WeightsFrom,
 };
 use crate::console;
 
@@ -131,17 +132,46 @@ fn start_worker(
         Auto::Exactly(count) => count,
         Auto::Fit => model_len,
     };
-    let worker = CpuWorkerConfig {
-        cpu: config.cpu.clone(),
-        block_size: config.block_size,
-        kv_size: config.kv_size,
-        max_kv_tokens: config.scheduler.max_num_seqs.saturating_mul(wanted),
-        measure_step: config.token_budget == TokenBudget::Measured,
-    };
+    let max_kv_tokens = config.scheduler.max_num_seqs.saturating_mul(wanted);
     let progress = console::LoadProgress::new("Loading weights");
     let show = |done, total| progress.show(done, total);
     let options = LoadOptions { dtype: config.dtype, progress: Some(&show) };
-    Ok(stallfree_worker::start(checkpoint, &worker, &options)?)
+    let InstanceConfig { block_size, kv_size, .. } = *config;
+    Ok(match &config.device {
+        DeviceConfig::Cpu(cpu) => {
+            let worker = CpuWorkerConfig {
+                cpu: cpu.clone(),
+                block_size,
+                kv_size,
+                max_kv_tokens,
+                measure_step: config.token_budget == TokenBudget::Measured,
+            };
+            stallfree_worker::start_cpu(checkpoint, &worker, &options)?
+        }
+        DeviceConfig::Cuda(gpu) => {
+            let worker = CudaWorkerConfig {
+                ordinal: 0,
+                kernel_cache: gpu.kernel_cache.clone(),
+                ampere_path: gpu.ampere_path,
+                block_size,
+                kv_size,
+                gpu_memory_utilization: gpu.memory_utilization,
+                max_kv_tokens,
+                max_tokens: longest_step(config, wanted)?,
+            };
+            stallfree_worker::start_cuda(checkpoint, &worker, &options)?
+        }
+    })
+}
+
+/// Returns the most tokens of a step, or, for a policy that has no such bound, of a chunk.
+fn longest_step(config: &InstanceConfig, max_model_len: usize) -> Result<usize> {
+    let mut limits = SchedulerConfig { max_model_len, ..config.scheduler.clone() };
+    if let TokenBudget::Exactly(count) = config.token_budget {
+        limits.max_num_batched_tokens = count;
+    }
+    let declared = Registry::default().build(&config.policy, &limits)?.declares();
+    Ok(declared.token_bound.unwrap_or(max_model_len))
 }
 
 /// Completes the planner's limits with what the model and the device say.

@@ -26,7 +26,7 @@ const BACKLOG: u32 = 1024;
 /// A flag, the port, the model or the machine doesn't allow it.
 pub(crate) fn run(args: &ServeArgs, environment: &Environment) -> Result<()> {
     let clock = WallClock::start();
-    let config = InstanceConfig::resolve(args)?;
+    let config = InstanceConfig::resolve(args, environment)?;
     let front = FrontConfig::resolve(&args.server, environment)?;
     // A port that is taken shows now, not after minutes of loading.
     let socket = bind(&front)?;

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use stallfree_core::{Batch, BatchId, BlockId, Chunk, Clock, KvGeometry, SeqId, WallClock};
+use stallfree_kernels::Backend;
 use stallfree_kernels::cpu::{CpuBackend, CpuConfig, KvType};
-use stallfree_kernels::{Backend, KernelError};
 use stallfree_models::{Checkpoint, LoadOptions, Model};
 
-use crate::{Runner, SamplerError, ThreadExecutor};
+use crate::{Error, KvSize, Runner, ThreadExecutor, WorkerReport};
 
 /// A step that decodes wait for should take no longer than this.
 const STEP_TARGET: Duration = Duration::from_millis(500);
@@ -33,69 +33,11 @@ pub struct CpuWorkerConfig {
     pub measure_step: bool,
 }
 
-/// How much KV cache to take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KvSize {
-    /// A quarter of the memory that is free, 4 GiB at most.
-    Auto,
-    /// As many blocks as fit into so many bytes.
-    Bytes(u64),
-    /// So many blocks.
-    Blocks(usize),
-}
-
-/// What starting a worker found.
-#[derive(Clone, Debug)]
-pub struct WorkerReport {
-    /// The KV cache.
-    pub kv: KvGeometry,
-    /// Bytes of weights, as the checkpoint has them.
-    pub weight_bytes: u64,
-    /// Bytes of the KV cache.
-    pub kv_bytes: u64,
-    /// Bytes of activations so far.
-    pub activation_bytes: u64,
-    /// The CPU's instructions and threads, as a log says them.
-    pub device: String,
-    /// Tokens that a step computes in half a second; `None` if not measured.
-    pub step_tokens: Option<usize>,
-    /// How long each phase took.
-    pub phases: Vec<(&'static str, Duration)>,
-}
-
-/// Why a worker did not start.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error {
-    /// The model could not be loaded.
-    #[error(transparent)]
-    Model(#[from] stallfree_models::Error),
-    /// The device refused.
-    #[error(transparent)]
-    Kernel(#[from] KernelError),
-    /// The model's logits are unsound.
-    #[error(transparent)]
-    Sampler(#[from] SamplerError),
-    /// The KV cache would hold nothing.
-    #[error(
-        "the KV cache has room for no block: one takes {block_bytes} bytes, and there are {bytes}; give it more with --kv-cache-memory-bytes"
-    )]
-    NoKvCache {
-        /// Bytes that a block of all layers takes.
-        block_bytes: u64,
-        /// Bytes that there are.
-        bytes: u64,
-    },
-    /// A thread could not be started.
-    #[error("the worker's thread could not be started: {0}")]
-    Thread(#[from] std::io::Error),
-}
-
 /// Loads `checkpoint` and starts a worker on the CPU.
 ///
 /// # Errors
 /// The checkpoint is unsound, or memory is short.
-pub fn start(
+pub fn start_cpu(
     checkpoint: &Checkpoint,
     config: &CpuWorkerConfig,
     options: &LoadOptions<'_>,
@@ -138,16 +80,9 @@ fn num_blocks(model: &dyn Model<CpuBackend>, config: &CpuWorkerConfig) -> Result
         KvType::F32 => 4,
     };
     let block_bytes = (elements * element_bytes) as u64;
+    let free = || DEFAULT_KV_BYTES.min(free_memory() / 4);
     let enough = config.max_kv_tokens.div_ceil(config.block_size);
-    let (bytes, limit) = match config.kv_size {
-        KvSize::Blocks(num_blocks) => return Ok(num_blocks.max(1)),
-        KvSize::Bytes(bytes) => (bytes, usize::MAX),
-        KvSize::Auto => (DEFAULT_KV_BYTES.min(free_memory() / 4), enough),
-    };
-    match usize::try_from(bytes / block_bytes).unwrap_or(usize::MAX).min(limit) {
-        0 => Err(Error::NoKvCache { block_bytes, bytes }),
-        num_blocks => Ok(num_blocks),
-    }
+    config.kv_size.num_blocks(block_bytes, enough, free)
 }
 
 /// Returns the bytes of memory that are free, for the system and for the control group; 8 GiB where neither says.
@@ -190,7 +125,7 @@ fn measure(
 }
 
 /// Returns a batch of one prompt in the first blocks, which hold nothing yet.
-fn probe(num_tokens: usize, block_size: usize) -> Batch {
+pub(crate) fn probe(num_tokens: usize, block_size: usize) -> Batch {
     let block_ids: Vec<_> = (0..num_tokens.div_ceil(block_size) as u32).map(BlockId).collect();
     let chunk = Chunk {
         seq: SeqId(0),

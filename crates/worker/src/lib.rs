@@ -1,14 +1,18 @@
 //! One rank: batch in, forward pass, sampled tokens out.
 
 mod cpu;
+mod cuda;
 mod draw;
 mod executor;
 mod logprobs;
 mod runner;
 mod sampler;
+mod start;
 mod step_times;
 
-pub use cpu::{CpuWorkerConfig, Error, KvSize, WorkerReport, start};
+pub use cpu::{CpuWorkerConfig, start_cpu};
+pub use cuda::{CudaWorkerConfig, start_cuda};
 pub use executor::ThreadExecutor;
 pub use runner::Runner;
 pub use sampler::{Sampler, SamplerError};
+pub use start::{Error, KvSize, WorkerReport};

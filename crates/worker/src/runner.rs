@@ -15,7 +15,7 @@ use crate::logprobs::logprobs;
 use crate::{Sampler, SamplerError};
 
 /// The most rows that go through the head at once: logits of a row take `4 * vocab_size` bytes.
-const HEAD_ROWS: usize = 1024;
+pub(crate) const HEAD_ROWS: usize = 1024;
 
 /// Runs batches of one model on one backend, whose KV cache is allocated.
 pub struct Runner<B: Backend> {

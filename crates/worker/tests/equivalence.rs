@@ -14,7 +14,7 @@ use stallfree_kernels::cpu::CpuConfig;
 use stallfree_models::tiny::TinyModel;
 use stallfree_models::{Checkpoint, LoadOptions};
 use stallfree_scheduler::{POLICIES, Planner, SchedulerConfig};
-use stallfree_worker::{CpuWorkerConfig, KvSize, ThreadExecutor, start};
+use stallfree_worker::{CpuWorkerConfig, KvSize, ThreadExecutor, start_cpu};
 
 const BLOCK_SIZE: usize = 4;
 const MAX_MODEL_LEN: usize = 96;
@@ -46,7 +46,7 @@ fn executor(num_blocks: usize) -> ThreadExecutor {
         measure_step: false,
     };
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
-    start(&checkpoint, &config, &LoadOptions::default()).unwrap().0
+    start_cpu(&checkpoint, &config, &LoadOptions::default()).unwrap().0
 }
 
 fn prompts() -> Vec<Vec<TokenId>> {

@@ -64,15 +64,25 @@ impl Activations {
         Ok(CudaTensor { data, rows, cols, dtype })
     }
 
-    /// Takes a range.
+    /// Takes a range that lives until the layer after the next begins.
     pub(super) fn take_bytes(&mut self, bytes: usize) -> Result<DeviceSlice, DeviceError> {
-        let region = &mut self.regions[self.current];
-        let left = region.all.len() - region.used;
+        self.regions[self.current].take(bytes)
+    }
+
+    /// Takes a range that lives until the step ends.
+    pub(super) fn take_for_step(&mut self, bytes: usize) -> Result<DeviceSlice, DeviceError> {
+        self.regions[0].take(bytes)
+    }
+}
+
+impl Region {
+    fn take(&mut self, bytes: usize) -> Result<DeviceSlice, DeviceError> {
+        let left = self.all.len() - self.used;
         if bytes > left {
             return Err(DeviceError::ArenaFull { what: "activations".to_owned(), bytes, left });
         }
-        let slice = region.all.slice(region.used, bytes);
-        region.used = (region.used + bytes).next_multiple_of(ALIGN).min(region.all.len());
+        let slice = self.all.slice(self.used, bytes);
+        self.used = (self.used + bytes).next_multiple_of(ALIGN).min(self.all.len());
         Ok(slice)
     }
 }

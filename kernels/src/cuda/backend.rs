@@ -62,6 +62,8 @@ pub struct CudaBackend {
     silu_mul: SiluMul,
     norms: HashMap<usize, RmsNorm>,
     attention: HashMap<HeadShape, Attention>,
+    /// This step's tiles of chunks, and for which heads.
+    tiles: Option<(HeadShape, DeviceSlice, usize)>,
     /// The rope whose table holds this step's angles.
     angles_of: Option<DeviceSlice>,
     host: Vec<f32>,
@@ -156,18 +158,19 @@ impl CudaBackend {
             products,
             norms: HashMap::new(),
             attention: HashMap::new(),
+            tiles: None,
             angles_of: None,
             host: Vec::new(),
             _working: working,
         })
     }
 
-    /// Returns the GPU's free memory in bytes.
+    /// Returns the GPU's free memory and all of it, in bytes.
     ///
     /// # Errors
     /// The driver refuses.
-    pub fn free_memory(&self) -> Result<usize, CudaError> {
-        Ok(self.tools.device.memory()?.0)
+    pub fn memory(&self) -> Result<(usize, usize), CudaError> {
+        Ok(self.tools.device.memory()?)
     }
 
     /// Returns the GPU's name.
@@ -307,6 +310,7 @@ impl Backend for CudaBackend {
         must(self.tools.device.bind());
         self.activations.clear();
         self.angles_of = None;
+        self.tiles = None;
         let step = self.staging.upload(&self.stream, self.inputs, inputs);
         self.step = Some(must(step));
     }
@@ -399,10 +403,17 @@ impl Backend for CudaBackend {
             must(kernels.decode.run(&self.stream, operands, kv, &batch, settings));
         }
         if !self.staging.chunks.is_empty() {
-            let words = tiles(&kernels.prefill, &self.staging);
-            let region = must(self.activations.take_bytes(words.len() * 4));
-            must(self.stream.upload(region, &words));
-            let batch = step.chunks(region, words.len() / 2);
+            let (region, num_tiles) = match self.tiles {
+                Some((for_heads, region, num_tiles)) if for_heads == heads => (region, num_tiles),
+                _ => {
+                    let words = tiles(&kernels.prefill, &self.staging);
+                    let region = must(self.activations.take_for_step(words.len() * 4));
+                    must(self.stream.upload(region, &words));
+                    self.tiles = Some((heads, region, words.len() / 2));
+                    (region, words.len() / 2)
+                }
+            };
+            let batch = step.chunks(region, num_tiles);
             let operands = [query.data, out.data];
             must(kernels.prefill.run(&self.stream, operands, kv, &batch, settings));
         }

@@ -135,6 +135,12 @@ pub(crate) struct CacheArgs {
     /// CPU threads to compute with [default: all cores]
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
+    /// Share of the GPU's memory to take
+    #[arg(long, value_name = "SHARE", default_value_t = 0.9)]
+    pub(crate) gpu_memory_utilization: f64,
+    /// GPU kernels to use
+    #[arg(long, value_enum, default_value_t = Kernels::Auto)]
+    pub(crate) kernels: Kernels,
     /// Tokens in a block of the KV cache
     #[arg(long, value_name = "N", value_parser = positive, default_value = "16")]
     pub(crate) block_size: usize,
@@ -161,6 +167,15 @@ pub(crate) enum DeviceKind {
     Cpu,
     /// An NVIDIA GPU
     Cuda,
+}
+
+/// GPU kernels to use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Kernels {
+    /// The fastest for the GPU that is there
+    Auto,
+    /// Those of Ampere, on any GPU
+    Sm80,
 }
 
 /// How clients reach the server.

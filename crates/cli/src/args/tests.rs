@@ -85,7 +85,6 @@ fn vllms_other_flags_are_answered_by_name() {
     check("--trust-remote-code", "--trust-remote-code has no effect");
     check("--enforce_eager --port 1", "--enforce-eager has no effect");
     check("--no-async-scheduling", "--no-async-scheduling has no effect");
-    check("--gpu-memory-utilization 0.9 --port 1", "--kv-cache-memory-bytes");
     check("--cudagraph-capture-sizes 1 2 4 --port 1", "--cudagraph-capture-sizes has no effect");
     check("-O3", "--compilation-config has no effect");
     check("-tp 1", "");

@@ -64,11 +64,6 @@ const FLAGS: &[(&str, Values, Answer)] = &[
     ("max-cudagraph-capture-size", One, NoEffect(NO_GRAPHS)),
     ("disable-cascade-attn", Flag, NoEffect("there is no cascade attention")),
     ("attention-backend", One, NoEffect("there is one attention per device")),
-    (
-        "gpu-memory-utilization",
-        One,
-        NoEffect("there is no GPU in use; see --kv-cache-memory-bytes"),
-    ),
     ("kv-cache-dtype", One, Refused("the KV cache has the type of the activations; see --dtype")),
     ("calculate-kv-scales", Flag, Refused("the KV cache is not quantized")),
     ("swap-space", One, NoEffect("preempted requests are recomputed, not swapped")),

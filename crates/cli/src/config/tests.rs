@@ -1,8 +1,9 @@
 use stallfree_scheduler::Ordering;
 use stallfree_worker::KvSize;
 
-use super::{GenerationFrom, InstanceConfig, TemplateFrom, TokenBudget};
+use super::{DeviceConfig, GenerationFrom, InstanceConfig, TemplateFrom, TokenBudget};
 use crate::args::serve_args;
+use crate::environment::Environment;
 
 fn resolve(line: &str) -> Result<InstanceConfig, String> {
     let argv: Vec<&str> = ["stallfree", "serve"]
@@ -10,7 +11,7 @@ fn resolve(line: &str) -> Result<InstanceConfig, String> {
         .chain(line.split(' ').filter(|word| !word.is_empty()))
         .collect();
     let args = serve_args(&argv).map_err(|error| error.to_string())?;
-    InstanceConfig::resolve(&args).map_err(|error| format!("{error:#}"))
+    InstanceConfig::resolve(&args, &Environment::read()).map_err(|error| format!("{error:#}"))
 }
 
 #[test]
@@ -23,7 +24,7 @@ fn flags_become_decisions() {
 
     let config = resolve(
         "--scheduler vllm --max-num-batched-tokens 2k --kv-cache-memory-bytes 1G --no-enable-prefix-caching \
-         --scheduling-policy priority --generation-config vllm --threads 3 --chat-template {{x}}",
+         --scheduling-policy priority --generation-config vllm --device cpu --threads 3 --chat-template {{x}}",
     )
     .unwrap();
     assert_eq!(config.policy, "vllm");
@@ -32,7 +33,8 @@ fn flags_become_decisions() {
     assert!(!config.scheduler.enable_prefix_caching);
     assert_eq!(config.scheduler.ordering, Ordering::Priority);
     assert_eq!(config.generation, GenerationFrom::Neutral);
-    assert_eq!(config.cpu.num_threads, 3);
+    let DeviceConfig::Cpu(cpu) = config.device else { panic!("{config:?}") };
+    assert_eq!(cpu.num_threads, 3);
     assert_eq!(config.chat_template, TemplateFrom::Text("{{x}}".to_owned()));
 }
 

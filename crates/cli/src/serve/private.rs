@@ -25,7 +25,7 @@ impl PrivateServer {
     /// # Errors
     /// As [`super::run`].
     pub(crate) fn start(args: &ServeArgs, environment: &Environment) -> Result<Self> {
-        let config = InstanceConfig::resolve(args)?;
+        let config = InstanceConfig::resolve(args, environment)?;
         let front = FrontConfig {
             api_keys: Vec::new(),
             ..FrontConfig::resolve(&args.server, environment)?

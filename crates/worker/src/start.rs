@@ -1,0 +1,90 @@
+//! What starting a worker takes and finds, on whichever device.
+
+use std::time::Duration;
+
+use stallfree_core::KvGeometry;
+use stallfree_kernels::KernelError;
+use stallfree_kernels::cuda::CudaError;
+
+use crate::SamplerError;
+
+/// How much KV cache to take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvSize {
+    /// A share of the memory that is free, no more than can ever be in use.
+    Auto,
+    /// As many blocks as fit into so many bytes.
+    Bytes(u64),
+    /// So many blocks.
+    Blocks(usize),
+}
+
+impl KvSize {
+    /// Returns how many blocks of `block_bytes` each to take; `enough` is the most that can ever be in use.
+    pub(crate) fn num_blocks(
+        self,
+        block_bytes: u64,
+        enough: usize,
+        free: impl FnOnce() -> u64,
+    ) -> Result<usize, Error> {
+        let (bytes, limit) = match self {
+            Self::Blocks(num_blocks) => return Ok(num_blocks.max(1)),
+            Self::Bytes(bytes) => (bytes, usize::MAX),
+            Self::Auto => (free(), enough),
+        };
+        match usize::try_from(bytes / block_bytes).unwrap_or(usize::MAX).min(limit) {
+            0 => Err(Error::NoKvCache { block_bytes, bytes }),
+            num_blocks => Ok(num_blocks),
+        }
+    }
+}
+
+/// What starting a worker found.
+#[derive(Clone, Debug)]
+pub struct WorkerReport {
+    /// The KV cache.
+    pub kv: KvGeometry,
+    /// Bytes of weights, as the checkpoint has them.
+    pub weight_bytes: u64,
+    /// Bytes of the KV cache.
+    pub kv_bytes: u64,
+    /// Bytes of activations so far.
+    pub activation_bytes: u64,
+    /// The device, as a log names it.
+    pub device: String,
+    /// Tokens that a step computes in half a second; `None` if not measured.
+    pub step_tokens: Option<usize>,
+    /// How long each phase took.
+    pub phases: Vec<(&'static str, Duration)>,
+}
+
+/// Why a worker did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The model could not be loaded.
+    #[error(transparent)]
+    Model(#[from] stallfree_models::Error),
+    /// The device refused.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The GPU refused.
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
+    /// The model's logits are unsound.
+    #[error(transparent)]
+    Sampler(#[from] SamplerError),
+    /// The KV cache would hold nothing.
+    #[error(
+        "the KV cache has room for no block: one takes {block_bytes} bytes, and there are {bytes}; give it more with --kv-cache-memory-bytes"
+    )]
+    NoKvCache {
+        /// Bytes that a block of all layers takes.
+        block_bytes: u64,
+        /// Bytes that there are.
+        bytes: u64,
+    },
+    /// A thread could not be started.
+    #[error("the worker's thread could not be started: {0}")]
+    Thread(#[from] std::io::Error),
+}
