@@ -120,6 +120,15 @@ pub trait Backend: Send {
 
     /// Returns `x`'s values, row-major, once they are computed.
     fn read(&mut self, x: Self::Tensor) -> &[f32];
+
+    /// Returns the column of each row's largest value, the lowest on ties; `u32::MAX` where one is not a number.
+    fn argmax(&mut self, x: Self::Tensor) -> Vec<u32>;
+
+    /// Runs `ops` and returns their result. They are the same whenever the step has no chunk, only single tokens: a device may
+    /// then record them once for each number of tokens and replay them.
+    fn record(&mut self, ops: &dyn Fn(&mut Self) -> Self::Tensor) -> Self::Tensor {
+        ops(self)
+    }
 }
 
 /// The shape of one layer's attention.

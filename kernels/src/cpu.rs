@@ -310,6 +310,15 @@ impl Backend for CpuBackend {
         out
     }
 
+    fn argmax(&mut self, x: Tensor) -> Vec<u32> {
+        let row = |row: &[f32]| {
+            let larger = |best: usize, col: usize| if row[col] > row[best] { col } else { best };
+            let best = (1..row.len()).fold(0, larger);
+            if row.iter().any(|value| value.is_nan()) { u32::MAX } else { best as u32 }
+        };
+        self.arena.get(x).chunks_exact(x.cols).map(row).collect()
+    }
+
     fn read(&mut self, x: Tensor) -> &[f32] {
         self.arena.get(x)
     }

@@ -23,16 +23,32 @@ pub fn capture<E: From<DeviceError>>(
     stream: &Stream,
     work: impl FnOnce() -> Result<(), E>,
 ) -> Result<Graph, E> {
+    begin_capture(stream)?;
+    let worked = work();
+    let graph = end_capture(stream);
+    worked?;
+    Ok(graph?)
+}
+
+/// Begins to record what is submitted to `stream`; until [`end_capture`] nothing of it runs.
+///
+/// # Errors
+/// The stream records already, or the driver refuses.
+pub fn begin_capture(stream: &Stream) -> Result<(), DeviceError> {
     let mode = cu::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
     // SAFETY: the stream lives.
     let code = unsafe { cu::cuStreamBeginCapture_v2(stream.raw, mode) };
-    check("cuStreamBeginCapture", code)?;
-    let worked = work();
+    check("cuStreamBeginCapture", code)
+}
+
+/// Ends what [`begin_capture`] began.
+///
+/// # Errors
+/// Something was submitted that cannot be recorded (waiting, allocating), or the driver refuses.
+pub fn end_capture(stream: &Stream) -> Result<Graph, DeviceError> {
     let mut graph = std::ptr::null_mut();
-    // SAFETY: the capture began above; it is ended also when `work` failed.
-    let ended = unsafe { cu::cuStreamEndCapture(stream.raw, &raw mut graph) };
-    worked?;
-    check("cuStreamEndCapture", ended)?;
+    // SAFETY: the stream lives, and the pointer is to a live handle.
+    check("cuStreamEndCapture", unsafe { cu::cuStreamEndCapture(stream.raw, &raw mut graph) })?;
     let (mut exec, mut num_nodes) = (std::ptr::null_mut(), 0);
     // SAFETY: the graph is valid until destroyed below; an executable graph does not need it.
     let (counted, instantiated) = unsafe {
@@ -65,7 +81,7 @@ impl Graph {
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        // SAFETY: instantiated in `capture`, destroyed once.
+        // SAFETY: instantiated in `end_capture`, destroyed once.
         let _ = unsafe { cu::cuGraphExecDestroy(self.exec) };
     }
 }

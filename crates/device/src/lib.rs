@@ -21,7 +21,7 @@ pub use compile::{Arch, Cubin, FunctionUse, Source, compile, compiler_version};
 pub use cubin_cache::CubinCache;
 pub use device::{Device, DeviceProps};
 pub use error::DeviceError;
-pub use graph::{Graph, capture};
+pub use graph::{Graph, begin_capture, capture, end_capture};
 pub use memory::{DeviceArena, DeviceSlice, PinnedBuffer};
 pub use module::{Arg, Function, Launch, Module};
 pub use probe::{Probe, probe};

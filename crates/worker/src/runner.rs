@@ -7,11 +7,12 @@ use std::fmt;
 use std::ops::Range;
 use std::time::Duration;
 
-use stallfree_core::{Batch, Chunk, SampledToken, StepOutput};
+use stallfree_core::{Batch, Chunk, SampledToken, StepOutput, TokenId};
 use stallfree_kernels::{Backend, RaggedSeq, StepInputs};
 use stallfree_models::Model;
 
 use crate::logprobs::logprobs;
+use crate::sampler::is_plain_greedy;
 use crate::{Sampler, SamplerError};
 
 /// The most rows that go through the head at once: logits of a row take `4 * vocab_size` bytes.
@@ -87,12 +88,22 @@ impl<B: Backend> Runner<B> {
         self.fill_inputs(batch, &batch.chunks[pass.clone()]);
         self.fill_wanted(batch, pass);
         self.backend.begin_step(&self.inputs);
-        let mut hidden = self.model.hidden(&mut self.backend);
         let mut rows: Vec<u32> = self.wanted.iter().map(|wanted| wanted.row).collect();
+        let every_row = (0..self.inputs.token_ids.len() as u32).eq(rows.iter().copied());
+        if every_row && rows.len() <= HEAD_ROWS {
+            let model = &self.model;
+            let logits = self.backend.record(&|backend| {
+                let hidden = model.hidden(backend);
+                model.logits(backend, hidden, &rows)
+            });
+            return self.sample(batch, logits, 0..rows.len(), output);
+        }
+        let mut hidden = self.model.hidden(&mut self.backend);
         let mut done = 0;
         while !rows.is_empty() {
             let num_rows = rows.len().min(HEAD_ROWS);
-            self.sample(batch, hidden, &rows[..num_rows], done, output)?;
+            let logits = self.model.logits(&mut self.backend, hidden, &rows[..num_rows]);
+            self.sample(batch, logits, done..done + num_rows, output)?;
             done += num_rows;
             if num_rows < rows.len() {
                 // Logits are large: the next slice's take the memory of the one before the last.
@@ -150,19 +161,33 @@ impl<B: Backend> Runner<B> {
         }
     }
 
-    /// Samples from some rows of `hidden`, which are those wanted from index `first` on.
+    /// Takes what the logits of the wanted rows `slice` are for.
     fn sample(
         &mut self,
         batch: &Batch,
-        hidden: B::Tensor,
-        rows: &[u32],
-        first: usize,
+        logits: B::Tensor,
+        slice: Range<usize>,
         output: &mut StepOutput,
     ) -> Result<(), SamplerError> {
-        let wanted = &self.wanted[first..first + rows.len()];
-        let logits = self.model.logits(&mut self.backend, hidden, rows);
+        let wanted = &self.wanted[slice];
+        let chunk = |wanted: &Wanted| &batch.chunks[wanted.chunk];
+        let is_greedy = |wanted: &Wanted| {
+            wanted.target.is_none() && chunk(wanted).sample.as_ref().is_some_and(is_plain_greedy)
+        };
+        if wanted.iter().all(is_greedy) {
+            // Few bytes come back from the device instead of all logits.
+            for (wanted, token) in wanted.iter().zip(self.backend.argmax(logits)) {
+                if token == TokenId::MAX {
+                    return Err(SamplerError);
+                }
+                let (seq, logprobs) = (chunk(wanted).seq, Vec::new());
+                output.tokens.push(SampledToken { seq, token, logprobs });
+            }
+            return Ok(());
+        }
+        let rows = wanted.len();
         let logits = self.backend.read(logits);
-        let vocab_size = logits.len() / rows.len();
+        let vocab_size = logits.len() / rows;
         for (wanted, row) in wanted.iter().zip(logits.chunks_exact(vocab_size)) {
             let chunk = &batch.chunks[wanted.chunk];
             match (wanted.target, &chunk.prompt_logprobs, &chunk.sample) {

@@ -67,6 +67,11 @@ fn adjust<'a>(row: &'a mut Vec<f32>, logits: &[f32], spec: &SampleSpec) -> &'a [
     row
 }
 
+/// Returns whether the answer is the largest raw logit and nothing else is asked for.
+pub(crate) fn is_plain_greedy(spec: &SampleSpec) -> bool {
+    is_plain(spec) && spec.params.temperature <= 0.0 && spec.params.logprobs.is_none()
+}
+
 /// Returns whether the raw logits are drawn from as they are.
 fn is_plain(spec: &SampleSpec) -> bool {
     spec.params.logit_bias.is_empty() && spec.banned.is_empty() && spec.history.is_none()

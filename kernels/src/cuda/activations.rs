@@ -14,7 +14,7 @@ pub struct CudaTensor {
 
 /// Three regions, taken once, from which matrices are cut one after the other: what was made before the first layer, and two
 /// that take turns by layer. Addresses depend only on the sequence of ops and the number of rows.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Activations {
     regions: [Region; 3],
     current: usize,

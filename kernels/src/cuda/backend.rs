@@ -7,14 +7,16 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use stallfree_device::{CubinCache, Device, DeviceArena, DeviceSlice, Dtype, Stream};
+use stallfree_device::{
+    CubinCache, Device, DeviceArena, DeviceSlice, Dtype, Graph, Stream, begin_capture, end_capture,
+};
 
 use super::activations::{Activations, CudaTensor};
 use super::products::{Products, Weight};
 use super::step::{Staging, Step, tiles};
 use super::{
-    CudaError, Gather, HeadShape, KvLayer, PagedAttentionDecode, PagedAttentionPrefill, QkNorms,
-    RmsNorm, RopeKvWrite, SiluMul, Toolchain, upload,
+    Argmax, CudaError, Gather, HeadShape, KvLayer, PagedAttentionDecode, PagedAttentionPrefill,
+    QkNorms, RmsNorm, RopeKvWrite, SiluMul, Toolchain, upload,
 };
 use crate::{AttentionSpec, Backend, KernelError, KvSpec, QkNorm, StepInputs, WeightTensor};
 
@@ -60,6 +62,7 @@ pub struct CudaBackend {
     products: Products,
     gather: Gather,
     silu_mul: SiluMul,
+    argmax: Argmax,
     norms: HashMap<usize, RmsNorm>,
     attention: HashMap<HeadShape, Attention>,
     /// This step's tiles of chunks, and for which heads.
@@ -67,7 +70,25 @@ pub struct CudaBackend {
     /// The rope whose table holds this step's angles.
     angles_of: Option<DeviceSlice>,
     host: Vec<f32>,
+    recordings: HashMap<Shape, Recording>,
     _working: DeviceArena,
+}
+
+/// What a step of single tokens depends on beside the contents of its inputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Shape {
+    num_seqs: usize,
+    /// The longest context, rounded up.
+    context: usize,
+}
+
+/// A step of single tokens, by how often its shape has come.
+#[derive(Debug)]
+enum Recording {
+    /// Once: everything it needs is compiled and loaded.
+    Ready,
+    /// Twice or more: it is replayed. The activations are as the ops left them.
+    Done { graph: Graph, result: CudaTensor, activations: Activations },
 }
 
 #[derive(Debug)]
@@ -102,6 +123,12 @@ pub struct CudaVector(DeviceSlice);
 pub struct CudaRope {
     inv_freq: DeviceSlice,
     table: DeviceSlice,
+}
+
+/// Rounds a context up to an eighth of a power of two, so that few shapes cover all.
+const fn rounded(context: usize) -> usize {
+    let step = context.next_power_of_two() / 8;
+    context.next_multiple_of(if step < 64 { 64 } else { step })
 }
 
 /// Ends the rank: after a CUDA error nothing on its device can be trusted.
@@ -145,6 +172,7 @@ impl CudaBackend {
         Ok(Self {
             gather: Gather::load(&tools)?,
             silu_mul: SiluMul::load(&tools)?,
+            argmax: Argmax::load(&tools)?,
             config,
             tools,
             stream,
@@ -161,6 +189,7 @@ impl CudaBackend {
             tiles: None,
             angles_of: None,
             host: Vec::new(),
+            recordings: HashMap::new(),
             _working: working,
         })
     }
@@ -395,7 +424,7 @@ impl Backend for CudaBackend {
         let settings = (spec.scale, spec.sliding_window);
         let kernels = &self.attention[&heads];
         if let Some((mut batch, context)) = step.singles() {
-            batch.splits = kernels.decode.splits(batch.num_seqs, context);
+            batch.splits = kernels.decode.splits(batch.num_seqs, rounded(context));
             let (partial, counters) = kernels.decode.scratch_bytes(batch.num_seqs, batch.splits);
             let partial = must(self.activations.take_bytes(partial));
             let counters = self.counters.slice(0, counters);
@@ -428,7 +457,46 @@ impl Backend for CudaBackend {
 
     fn all_reduce(&mut self, _x: CudaTensor) {}
 
+    fn argmax(&mut self, x: CudaTensor) -> Vec<u32> {
+        let chosen = must(self.activations.take_bytes(x.rows * 4));
+        must(self.argmax.run(&self.stream, [x.data, chosen], x.rows, x.cols));
+        let mut tokens = vec![0; x.rows];
+        must(self.stream.download(&mut tokens, chosen));
+        tokens
+    }
+
+    fn record(&mut self, ops: &dyn Fn(&mut Self) -> CudaTensor) -> CudaTensor {
+        let Some((batch, context)) = self.step().singles() else { return ops(self) };
+        if !self.staging.chunks.is_empty() {
+            return ops(self);
+        }
+        let shape = Shape { num_seqs: batch.num_seqs, context: rounded(context) };
+        match self.recordings.get(&shape) {
+            None => {
+                self.recordings.insert(shape, Recording::Ready);
+                ops(self)
+            }
+            Some(Recording::Done { graph, result, activations }) => {
+                must(graph.launch(&self.stream));
+                self.activations = activations.clone();
+                *result
+            }
+            Some(Recording::Ready) => {
+                must(begin_capture(&self.stream));
+                let result = ops(self);
+                let graph = must(end_capture(&self.stream));
+                must(graph.launch(&self.stream));
+                let activations = self.activations.clone();
+                self.recordings.insert(shape, Recording::Done { graph, result, activations });
+                result
+            }
+        }
+    }
+
     fn gather_rows(&mut self, x: CudaTensor, rows: &[u32]) -> CudaTensor {
+        if rows.len() == x.rows && rows.iter().enumerate().all(|(i, &row)| row as usize == i) {
+            return x;
+        }
         let index = must(self.activations.take_bytes(rows.len() * 4));
         must(self.stream.upload(index, rows));
         let out = self.take(rows.len(), x.cols);
