@@ -144,6 +144,7 @@ fn start_worker(
                 block_size,
                 kv_size,
                 max_kv_tokens,
+                max_model_len: wanted,
                 measure_step: config.token_budget == TokenBudget::Measured,
             };
             stallfree_worker::start_cpu(checkpoint, &worker, &options)?

@@ -29,6 +29,8 @@ pub struct CpuWorkerConfig {
     pub kv_size: KvSize,
     /// The most tokens that can ever be in use at once; the default cache is no larger.
     pub max_kv_tokens: usize,
+    /// The longest context, at which a step's tokens are measured.
+    pub max_model_len: usize,
     /// Whether to measure how many tokens a step can take.
     pub measure_step: bool,
 }
@@ -50,8 +52,9 @@ pub fn start_cpu(
     backend.allocate_kv(&model.kv_spec(kv.num_blocks, kv.block_size))?;
     let allocated = clock.now();
     let mut runner = Runner::new(backend, model, config.block_size, MAX_TOKENS);
+    let context = config.max_model_len.min(kv.num_tokens()).max(1);
     let step_tokens =
-        if config.measure_step { Some(measure(&mut runner, kv, &clock)?) } else { None };
+        if config.measure_step { Some(measure(&mut runner, kv, context, &clock)?) } else { None };
     let phases = vec![
         ("load weights", loaded.since_start()),
         ("allocate KV cache", allocated - loaded),
@@ -98,38 +101,41 @@ fn free_memory() -> u64 {
     [kib.map(|kib| kib * 1024), group].into_iter().flatten().min().unwrap_or(8 << 30)
 }
 
-/// Returns how many prompt tokens a step computes in [`STEP_TARGET`]: a multiple of 64 from 64 to 2,048.
+/// Returns how many prompt tokens a step computes in [`STEP_TARGET`] at the end of a prompt of `context` tokens, where attention
+/// takes longest: a multiple of 64 from 64 to 2,048.
 ///
-/// Chunks double until one takes 50 ms, so that the measurement is short on any machine.
+/// A token's time is its share of a long chunk without context, and what the context adds to a short one.
 fn measure(
     runner: &mut Runner<CpuBackend>,
     kv: KvGeometry,
+    context: usize,
     clock: &WallClock,
 ) -> Result<usize, Error> {
-    let most = kv.num_tokens().min(128);
-    let mut num_tokens = 1;
-    loop {
+    let mut seconds_each = |num_tokens: usize, start: usize| -> Result<f64, Error> {
         // The faster of two: other processes can only make a step longer, and the first one also fills caches.
         let mut time = Duration::MAX;
         for _ in 0..2 {
             let started = clock.now();
-            runner.run(&probe(num_tokens, kv.block_size))?;
+            runner.run(&probe(num_tokens, start, kv.block_size))?;
             time = time.min(clock.now() - started);
         }
-        if num_tokens >= most || (num_tokens > 1 && time.as_millis() >= 50) {
-            let fits = num_tokens as f64 * STEP_TARGET.as_secs_f64() / time.as_secs_f64().max(1e-6);
-            return Ok((fits as usize / 64 * 64).clamp(64, 2048));
-        }
-        num_tokens = (num_tokens * 4).min(most);
-    }
+        Ok(time.as_secs_f64() / num_tokens as f64)
+    };
+    let few = context.min(16);
+    let in_few = seconds_each(few, 0)?;
+    let in_many = if in_few < 5e-3 { seconds_each(context.min(128), 0)? } else { in_few };
+    let for_context = (seconds_each(few, context - few)? - in_few).max(0.0);
+    let fits = STEP_TARGET.as_secs_f64() / (in_many.min(in_few) + for_context).max(1e-9);
+    Ok((fits as usize / 64 * 64).clamp(64, 2048))
 }
 
-/// Returns a batch of one prompt in the first blocks, which hold nothing yet.
-pub(crate) fn probe(num_tokens: usize, block_size: usize) -> Batch {
-    let block_ids: Vec<_> = (0..num_tokens.div_ceil(block_size) as u32).map(BlockId).collect();
+/// Returns a batch of one chunk that begins at position `start`, in the first blocks, which hold nothing yet.
+pub(crate) fn probe(num_tokens: usize, start: usize, block_size: usize) -> Batch {
+    let num_blocks = (start + num_tokens).div_ceil(block_size);
+    let block_ids: Vec<_> = (0..num_blocks as u32).map(BlockId).collect();
     let chunk = Chunk {
         seq: SeqId(0),
-        num_computed_tokens: 0,
+        num_computed_tokens: start,
         tokens: 0..num_tokens,
         blocks: 0..block_ids.len(),
         sample: None,

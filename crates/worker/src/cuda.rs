@@ -67,7 +67,7 @@ pub fn start_cuda(
     let mut runner = Runner::new(backend, model, config.block_size, config.max_tokens);
     // Compiles and loads every kernel, so that the first request does not wait for it.
     for num_tokens in [1, 32.min(kv.num_tokens())] {
-        runner.run(&probe(num_tokens, kv.block_size))?;
+        runner.run(&probe(num_tokens, 0, kv.block_size))?;
     }
     let phases = vec![
         ("open GPU", opened.since_start()),

@@ -52,7 +52,7 @@ pub struct WorkerReport {
     pub activation_bytes: u64,
     /// The device, as a log names it.
     pub device: String,
-    /// Tokens that a step computes in half a second; `None` if not measured.
+    /// Tokens that a step computes in half a second, even at the longest context; `None` if not measured.
     pub step_tokens: Option<usize>,
     /// How long each phase took.
     pub phases: Vec<(&'static str, Duration)>,

@@ -43,6 +43,7 @@ fn executor(num_blocks: usize) -> ThreadExecutor {
         block_size: BLOCK_SIZE,
         kv_size: KvSize::Blocks(num_blocks),
         max_kv_tokens: 0,
+        max_model_len: MAX_MODEL_LEN,
         measure_step: false,
     };
     let checkpoint = Checkpoint::open(folder.path()).unwrap();

@@ -33,7 +33,7 @@ pub(super) fn print(report: &StartReport, found: Duration, total: Duration) {
         tokens as f64 / scheduler.max_model_len as f64
     );
     let measured = match worker.step_tokens {
-        Some(_) => ", what this machine computes in about 0.5 s",
+        Some(_) => ", what this machine computes in about 0.5 s at its longest context",
         None => "",
     };
     tracing::info!(
