@@ -10,6 +10,7 @@ use serde_json::Value as Json;
 use stallfree_kernels::WeightType;
 
 use crate::registry::{self, Architecture};
+use crate::tokenizer_source::DUMMY_CHAT_TEMPLATE;
 use crate::weight::Weight;
 use crate::{Error, GenerationDefaults, ModelConfig, SpecialTokens, TokenizerSource, config};
 use dummy::Dummy;
@@ -97,13 +98,14 @@ impl Checkpoint {
         Ok(GenerationDefaults::new(json.as_ref(), &self.config))
     }
 
-    /// Returns where the tokenizer is described.
+    /// Returns where the tokenizer is described. Dummy weights that come without one get one whose first tokens are the bytes.
     ///
     /// # Errors
     /// There is no tokenizer.json, or the GGUF file holds no tokens.
     pub fn tokenizer_source(&self) -> Result<TokenizerSource, Error> {
         match (&self.weights, &self.folder) {
             (Weights::Gguf(file), _) => TokenizerSource::from_gguf(file),
+            (Weights::Dummy(_), Some(folder)) => Ok(TokenizerSource::dummy(folder, &self.config)),
             (_, Some(folder)) => TokenizerSource::from_folder(folder),
             (_, None) => Err(Error::NoModel {
                 path: PathBuf::new(),
@@ -124,7 +126,7 @@ impl Checkpoint {
         Ok(json.as_ref().map(SpecialTokens::from_json).unwrap_or_default())
     }
 
-    /// Returns the chat template; of several named ones, the default.
+    /// Returns the chat template; of several named ones, the default. Dummy weights that come without one get a plain one.
     ///
     /// # Errors
     /// A file that may hold it cannot be read.
@@ -144,7 +146,8 @@ impl Checkpoint {
                 return Ok(Some(template.to_owned()));
             }
         }
-        Ok(None)
+        let is_dummy = matches!(self.weights, Weights::Dummy(_));
+        Ok(is_dummy.then(|| DUMMY_CHAT_TEMPLATE.to_owned()))
     }
 
     /// Returns the weights' size in bytes.

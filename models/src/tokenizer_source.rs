@@ -1,11 +1,14 @@
 //! Where a model's tokenizer is described. What it means, the tokenizer crate knows.
 
+mod dummy;
+
 use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
 
-use crate::Error;
 use crate::checkpoint::{Gguf, Value};
+use crate::{Error, ModelConfig};
+pub(crate) use dummy::CHAT_TEMPLATE as DUMMY_CHAT_TEMPLATE;
 
 /// Where a model's tokenizer is described.
 #[derive(Clone, Debug)]
@@ -74,6 +77,11 @@ impl TokenizerSource {
                        first"
             .to_owned();
         Err(Error::NoModel { path: folder.to_owned(), problem })
+    }
+
+    /// Takes the folder's tokenizer, or one that is made up where it has none.
+    pub(crate) fn dummy(folder: &Path, config: &ModelConfig) -> Self {
+        Self::from_folder(folder).unwrap_or_else(|_| Self::Gguf(Box::new(dummy::tokenizer(config))))
     }
 
     pub(crate) fn from_gguf(file: &Gguf) -> Result<Self, Error> {

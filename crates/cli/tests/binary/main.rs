@@ -41,6 +41,48 @@ fn answers_and_drains_on_sigterm() {
 }
 
 #[test]
+fn dummy_weights_need_only_a_configuration() {
+    let model = tiny_model();
+    for file in std::fs::read_dir(model.path()).unwrap() {
+        let path = file.unwrap().path();
+        if !path.ends_with("config.json") {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    let mut server =
+        Server::start(model.path(), &["--load-format=dummy", "--served-model-name=dummy"]);
+    let check = |path: &str, mut body: serde_json::Value, text: &str| {
+        for (key, value) in
+            [("model", "dummy".into()), ("ignore_eos", true.into()), ("stream", true.into())]
+        {
+            body[key] = value;
+        }
+        let mut stream = String::new();
+        server.post(path, &body).unwrap().read_to_string(&mut stream).unwrap();
+        let events = stream.lines().filter_map(|line| line.strip_prefix("data: "));
+        let json = events.filter_map(|event| serde_json::from_str(event).ok());
+        let shown = json.filter(|event: &serde_json::Value| {
+            event["choices"][0].pointer(text).is_some_and(|text| text.as_str() != Some(""))
+        });
+        assert!(shown.count() > 4, "{stream}");
+    };
+    let messages = json!([{ "role": "user", "content": "hello" }]);
+    check("/v1/completions", json!({ "prompt": "h\u{e9}llo", "max_tokens": 40 }), "/text");
+    let body = json!({ "messages": messages, "max_tokens": 40 });
+    check("/v1/chat/completions", body, "/delta/content");
+    let text = "h\u{e9}llo <|token_300|>";
+    let count = server.post("/tokenize", &json!({ "model": "dummy", "prompt": text })).unwrap();
+    let count: serde_json::Value = serde_json::from_reader(count).unwrap();
+    assert_eq!(count["count"], text.len(), "every byte is a token");
+    let tokens = json!({ "model": "dummy", "tokens": count["tokens"] });
+    let back = server.post("/detokenize", &tokens).unwrap();
+    let back: serde_json::Value = serde_json::from_reader(back).unwrap();
+    assert_eq!(back["prompt"], text);
+    server.signal("TERM");
+    assert_eq!(server.wait(), Some(0));
+}
+
+#[test]
 fn a_second_sigint_stops_at_once() {
     let model = tiny_model();
     let mut server = Server::start(model.path(), &[]);
