@@ -72,6 +72,12 @@ pub enum DeviceError {
         /// How much is left.
         left: usize,
     },
+    /// A view of memory is not one that the copy engine takes.
+    #[error("tensor map: {what}; dimensions, strides and boxes must agree and lie within the data")]
+    TensorMap {
+        /// The view.
+        what: String,
+    },
     /// A copy's two sides differ in size.
     #[error("copy of {host} bytes to or from a device range of {device}")]
     CopySize {

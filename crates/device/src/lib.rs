@@ -15,6 +15,7 @@ mod memory;
 mod module;
 mod probe;
 mod stream;
+mod tensor_map;
 
 pub use blas::{Gemm, GemmPlan, GemmSpec, Lt};
 pub use compile::{Arch, Cubin, FunctionUse, Source, compile, compiler_version};
@@ -26,6 +27,7 @@ pub use memory::{DeviceArena, DeviceSlice, PinnedBuffer};
 pub use module::{Arg, Function, Launch, Module};
 pub use probe::{Probe, probe};
 pub use stream::{Event, Stream};
+pub use tensor_map::{Swizzle, TensorMap, TensorMapSpec};
 
 /// The element type of activations and weights on the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -19,6 +19,11 @@ pub struct DeviceSlice {
 }
 
 impl DeviceSlice {
+    #[cfg(test)]
+    pub(crate) const fn new(address: u64, len: usize) -> Self {
+        Self { address, len }
+    }
+
     /// Returns its address on the device.
     #[must_use]
     pub const fn address(self) -> u64 {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use cudarc::driver::sys as cu;
 
 use crate::error::check;
-use crate::{Cubin, Device, DeviceError, DeviceSlice, Stream};
+use crate::{Cubin, Device, DeviceError, DeviceSlice, Stream, TensorMap};
 
 /// A cubin on a GPU.
 #[derive(Debug)]
@@ -56,7 +56,7 @@ impl Module {
         let code = unsafe { cu::cuFuncSetAttribute(raw, attribute, bytes) };
         check("cuFuncSetAttribute", code)?;
         let overlaps = self.device.props().compute_capability.0 >= 9;
-        Ok(Function { raw, shared_bytes, overlaps, _module: Arc::clone(self) })
+        Ok(Function { raw, shared_bytes, overlaps, cluster: 1, _module: Arc::clone(self) })
     }
 }
 
@@ -73,6 +73,8 @@ pub struct Function {
     raw: cu::CUfunction,
     shared_bytes: usize,
     overlaps: bool,
+    /// Blocks a cluster.
+    cluster: u32,
     /// Keeps the kernel's code loaded.
     _module: Arc<Module>,
 }
@@ -104,11 +106,19 @@ pub enum Arg {
     I64(i64),
     /// A float.
     F32(f32),
+    /// A view for the copy engine.
+    Map(TensorMap),
 }
 
 impl From<DeviceSlice> for Arg {
     fn from(slice: DeviceSlice) -> Self {
         Self::Ptr(slice.address())
+    }
+}
+
+impl From<TensorMap> for Arg {
+    fn from(map: TensorMap) -> Self {
+        Self::Map(map)
     }
 }
 
@@ -130,6 +140,14 @@ impl Function {
     #[must_use]
     pub fn in_order(mut self) -> Self {
         self.overlaps = false;
+        self
+    }
+
+    /// Makes every launch of it put `blocks` neighbors of the grid's first dimension, which they divide, on multiprocessors that
+    /// reach each other's shared memory (Hopper; at most 8).
+    #[must_use]
+    pub fn in_clusters(mut self, blocks: usize) -> Self {
+        self.cluster = u32::try_from(blocks).unwrap_or(u32::MAX);
         self
     }
 
@@ -169,11 +187,23 @@ impl Function {
     ) -> Result<(), DeviceError> {
         debug_assert!(launch.shared_bytes <= self.shared_bytes.max(48 << 10));
         let mut params: Vec<*mut c_void> = args.iter().map(arg_ptr).collect();
-        let mut attribute = cu::CUlaunchAttribute {
-            id: cu::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-            pad: [0; 4],
-            value: cu::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
-        };
+        let mut attributes = Vec::with_capacity(2);
+        if launch.overlap && self.overlaps {
+            attributes.push(cu::CUlaunchAttribute {
+                id: cu::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+                pad: [0; 4],
+                value: cu::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+            });
+        }
+        if self.cluster > 1 {
+            let dims =
+                cu::CUlaunchAttributeValue_union__bindgen_ty_1 { x: self.cluster, y: 1, z: 1 };
+            attributes.push(cu::CUlaunchAttribute {
+                id: cu::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+                pad: [0; 4],
+                value: cu::CUlaunchAttributeValue { clusterDim: dims },
+            });
+        }
         let size = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let config = cu::CUlaunchConfig {
             gridDimX: size(launch.grid.0),
@@ -184,8 +214,8 @@ impl Function {
             blockDimZ: 1,
             sharedMemBytes: size(launch.shared_bytes),
             hStream: stream.raw,
-            attrs: &raw mut attribute,
-            numAttrs: u32::from(launch.overlap && self.overlaps),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
         };
         // SAFETY: the parameters point into `args`, which lives through the call; the rest is the caller's promise.
         let code = unsafe {
@@ -206,5 +236,6 @@ fn arg_ptr(arg: &Arg) -> *mut c_void {
         Arg::I32(value) => (&raw const *value).cast_mut().cast(),
         Arg::I64(value) => (&raw const *value).cast_mut().cast(),
         Arg::F32(value) => (&raw const *value).cast_mut().cast(),
+        Arg::Map(map) => (&raw const map.0).cast_mut().cast(),
     }
 }
