@@ -4,7 +4,7 @@ use crate::TokenId;
 
 /// Per-sequence sampling settings, already validated and resolved.
 ///
-/// Order of application, as in vLLM: logit bias and the ban on stop tokens before `min_tokens`; repetition, frequency and
+/// Order of application, as in vLLM: logit bias, allowed tokens, bad words and the ban on stop tokens before `min_tokens`; repetition, frequency and
 /// presence penalties; temperature; min-p; top-k; top-p; draw. Logprobs are those of the raw logits' softmax.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {
@@ -24,6 +24,10 @@ pub struct SamplingParams {
     pub frequency_penalty: f32,
     /// Added to single tokens' logits.
     pub logit_bias: Vec<(TokenId, f32)>,
+    /// The only tokens that may be drawn; empty allows all.
+    pub allowed_token_ids: Vec<TokenId>,
+    /// Runs of tokens of which the output must hold none; each has at least one.
+    pub bad_words: Vec<Vec<TokenId>>,
     /// Makes the draws repeatable: draw `i` of a sequence depends on `seed` and `i` alone, never on batch mates.
     pub seed: u64,
     /// How many most likely tokens to report beside the sampled one; `None` reports no logprobs.
@@ -45,6 +49,8 @@ impl SamplingParams {
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
             logit_bias: Vec::new(),
+            allowed_token_ids: Vec::new(),
+            bad_words: Vec::new(),
             seed: 0,
             logprobs: None,
             prompt_logprobs: None,
@@ -58,5 +64,6 @@ impl SamplingParams {
         self.repetition_penalty != 1.0
             || self.presence_penalty != 0.0
             || self.frequency_penalty != 0.0
+            || self.bad_words.iter().any(|word| word.len() > 1)
     }
 }

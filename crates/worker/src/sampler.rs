@@ -58,7 +58,15 @@ fn adjust<'a>(row: &'a mut Vec<f32>, logits: &[f32], spec: &SampleSpec) -> &'a [
     for &(token, bias) in &spec.params.logit_bias {
         change(row, token, |logit| logit + bias);
     }
+    keep_allowed(row, &spec.params.allowed_token_ids);
     for &token in spec.banned.iter() {
+        change(row, token, |_| f32::NEG_INFINITY);
+    }
+    let output = spec
+        .history
+        .as_ref()
+        .map_or(&[][..], |history| history.tokens.get(history.prompt_len..).unwrap_or_default());
+    for token in ends_of_bad_words(&spec.params.bad_words, output) {
         change(row, token, |_| f32::NEG_INFINITY);
     }
     if let Some(history) = &spec.history {
@@ -74,7 +82,30 @@ pub(crate) fn is_plain_greedy(spec: &SampleSpec) -> bool {
 
 /// Returns whether the raw logits are drawn from as they are.
 fn is_plain(spec: &SampleSpec) -> bool {
-    spec.params.logit_bias.is_empty() && spec.banned.is_empty() && spec.history.is_none()
+    let SamplingParams { logit_bias, allowed_token_ids, bad_words, .. } = &*spec.params;
+    let is_free = logit_bias.is_empty() && allowed_token_ids.is_empty() && bad_words.is_empty();
+    is_free && spec.banned.is_empty() && spec.history.is_none()
+}
+
+/// Rules out all tokens but the allowed ones, if there are any.
+fn keep_allowed(row: &mut [f32], allowed: &[TokenId]) {
+    if allowed.is_empty() {
+        return;
+    }
+    let logit = |&token: &TokenId| Some((token as usize, *row.get(token as usize)?));
+    let kept: Vec<(usize, f32)> = allowed.iter().filter_map(logit).collect();
+    row.fill(f32::NEG_INFINITY);
+    for (token, logit) in kept {
+        row[token] = logit;
+    }
+}
+
+/// Returns the tokens that would complete a bad word after `output`.
+fn ends_of_bad_words(words: &[Vec<TokenId>], output: &[TokenId]) -> impl Iterator<Item = TokenId> {
+    words.iter().filter_map(|word| {
+        let (&last, head) = word.split_last()?;
+        output.ends_with(head).then_some(last)
+    })
 }
 
 fn penalize(row: &mut [f32], params: &SamplingParams, history: &History) {
@@ -151,5 +182,30 @@ mod tests {
         check(&logits, &spec(extreme, &[], Some((&[2], 1))), Ok(2));
         let repetition = SamplingParams { repetition_penalty: 1.5, ..greedy() };
         check(&logits, &spec(repetition, &[], Some((&[1], 1))), Ok(2));
+    }
+
+    #[test]
+    fn allowed_tokens_and_bad_words() {
+        let logits = [1.0, 3.0, 2.5, -1.0];
+        let allow = |tokens: &[u32]| SamplingParams {
+            allowed_token_ids: tokens.to_vec(),
+            ..SamplingParams::greedy()
+        };
+        check(&logits, &spec(allow(&[0, 3]), &[], None), Ok(0));
+        check(&logits, &spec(allow(&[3, 99]), &[], None), Ok(3));
+        check(&logits, &spec(allow(&[0, 3]), &[0], None), Ok(3));
+        check(&logits, &spec(allow(&[0]), &[0], None), Ok(1)); // nothing is left
+        let bad = |words: &[&[u32]]| SamplingParams {
+            bad_words: words.iter().map(|word| word.to_vec()).collect(),
+            ..SamplingParams::greedy()
+        };
+        let params = bad(&[&[1]]);
+        assert!(!params.needs_history());
+        check(&logits, &spec(params, &[], None), Ok(2));
+        let params = bad(&[&[2, 1], &[3, 0, 2]]);
+        assert!(params.needs_history());
+        check(&logits, &spec(params.clone(), &[], Some((&[0, 1, 2], 2))), Ok(2)); // after 2: not 1
+        check(&logits, &spec(params.clone(), &[], Some((&[0, 1, 2], 3))), Ok(1)); // in the prompt
+        check(&logits, &spec(params, &[], Some((&[3, 0], 1))), Ok(1));
     }
 }

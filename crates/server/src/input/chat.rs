@@ -23,7 +23,7 @@ pub(crate) struct ChatRequest {
 /// Reads a body.
 pub(crate) async fn read(state: &AppState, fields: &Fields) -> Result<ChatRequest, ApiError> {
     let config = state.config();
-    let common = sampling::read(fields, config, state.tokenizer().vocab_size())?;
+    let common = sampling::read(fields, config, state.tokenizer())?;
     let logprobs = read_logprobs(fields, config)?;
     let conversation = Conversation::read(fields, state)?;
     let rules = PromptRules {
@@ -77,6 +77,7 @@ impl Conversation {
         let options = RenderOptions {
             add_generation_prompt,
             continue_final_message,
+            documents: read_documents(fields)?,
             kwargs: read_kwargs(fields, config)?,
             bos_token: config.bos_token.clone(),
             eos_token: config.eos_token.clone(),
@@ -123,6 +124,16 @@ fn text_len(value: &Value) -> usize {
         Value::Array(items) => items.iter().map(text_len).sum(),
         Value::Object(map) => map.values().map(text_len).sum(),
         _ => 0,
+    }
+}
+
+fn read_documents(fields: &Fields) -> Result<Option<Value>, ApiError> {
+    match fields.value("documents") {
+        None => Ok(None),
+        Some(list @ Value::Array(documents)) if documents.iter().all(Value::is_object) => {
+            Ok(Some(list.clone()))
+        }
+        Some(other) => Err(wrong_type("documents", "a list of objects", other)),
     }
 }
 

@@ -13,7 +13,7 @@ const DEFAULT_MAX_TOKENS: usize = 16;
 pub(crate) async fn read(state: &AppState, fields: &Fields) -> Result<GenerationRequest, ApiError> {
     let config = state.config();
     let vocab_size = state.tokenizer().vocab_size();
-    let common = sampling::read(fields, config, vocab_size)?;
+    let common = sampling::read(fields, config, state.tokenizer())?;
     let logprobs = sampling::read_logprobs(fields, "logprobs", config)?;
     let echo = fields.bool("echo", false)?;
     let rules = PromptRules {

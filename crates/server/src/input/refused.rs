@@ -23,8 +23,6 @@ const REFUSED: &[Refused] = &[
     ("suffix", |v| v == ""),
     ("use_beam_search", |v| v == false),
     ("length_penalty", |v| v.as_f64() == Some(1.0)),
-    ("bad_words", is_empty),
-    ("allowed_token_ids", never),
     ("logprob_token_ids", is_empty),
     ("logits_processors", is_empty),
     ("prompt_embeds", never),
@@ -33,9 +31,15 @@ const REFUSED: &[Refused] = &[
     ("prediction", never),
     ("web_search_options", never),
     ("mm_processor_kwargs", never),
-    ("documents", is_empty),
+    ("media_io_kwargs", never),
     ("kv_transfer_params", never),
+    ("ec_transfer_params", never),
     ("cache_salt", never),
+    ("vllm_xargs", is_empty_object),
+    ("thinking_token_budget", |v| *v == -1),
+    ("repetition_detection", never),
+    ("watermarking", |v| *v == false),
+    ("return_prompt_text", |v| *v == false),
 ];
 
 /// Refuses a body that asks for something unsupported.
@@ -50,6 +54,10 @@ pub(crate) fn check(fields: &Fields) -> Result<(), ApiError> {
 
 fn never(_: &Value) -> bool {
     false
+}
+
+fn is_empty_object(value: &Value) -> bool {
+    value.as_object().is_some_and(serde_json::Map::is_empty)
 }
 
 fn is_empty(value: &Value) -> bool {

@@ -1,6 +1,7 @@
 //! The parameters that both endpoints share: how tokens are drawn, when to stop, what to report.
 
 use stallfree_core::{SamplingParams, TokenId};
+use stallfree_tokenizer::Tokenizer;
 
 use super::fields::{Fields, token_id, wrong_type};
 use super::refused;
@@ -10,6 +11,9 @@ use crate::{ApiError, ServerConfig};
 const MAX_N: i64 = 128;
 /// The most stop strings of a request: each one is looked for in every piece of text.
 const MAX_STOP_STRINGS: usize = 64;
+/// The most bad words of a request, and the most bytes that they have together: each is looked for before every token.
+const MAX_BAD_WORDS: usize = 128;
+const MAX_BAD_WORD_BYTES: usize = 4096;
 /// Below this a temperature only loses precision; vLLM takes it for 0, too.
 const MIN_TEMPERATURE: f32 = 1e-5;
 
@@ -74,9 +78,10 @@ pub(crate) struct StreamOptions {
 pub(crate) fn read(
     fields: &Fields,
     config: &ServerConfig,
-    vocab_size: usize,
+    tokenizer: &Tokenizer,
 ) -> Result<Common, ApiError> {
     refused::check(fields)?;
+    let vocab_size = tokenizer.vocab_size();
     fields.string("user")?; // changes nothing, but is no reason to take anything
     let n = read_n(fields)?;
     let stream = read_stream(fields, config)?;
@@ -88,7 +93,7 @@ pub(crate) fn read(
     Ok(Common {
         n,
         seed: fields.int("seed", "an integer", |_| true)?.map(i64::cast_unsigned),
-        sampling: read_sampling(fields, config, vocab_size)?,
+        sampling: read_sampling(fields, config, tokenizer)?,
         stop: read_stop(fields, config, vocab_size)?,
         priority: read_priority(fields)?,
         prompt_logprobs,
@@ -122,8 +127,9 @@ fn read_n(fields: &Fields) -> Result<usize, ApiError> {
 fn read_sampling(
     fields: &Fields,
     config: &ServerConfig,
-    vocab_size: usize,
+    tokenizer: &Tokenizer,
 ) -> Result<SamplingParams, ApiError> {
+    let vocab_size = tokenizer.vocab_size();
     let default = config.default_sampling;
     let temperature = fields.number("temperature", "at least 0", |v| v >= 0.0)?;
     let temperature = temperature.unwrap_or(default.temperature);
@@ -146,6 +152,8 @@ fn read_sampling(
             .number("frequency_penalty", "from -2 to 2", penalty)?
             .unwrap_or_default(),
         logit_bias: read_logit_bias(fields, vocab_size)?,
+        allowed_token_ids: read_allowed_tokens(fields, vocab_size)?,
+        bad_words: read_bad_words(fields, tokenizer)?,
         seed: 0,
         logprobs: None,
         prompt_logprobs: None,
@@ -170,6 +178,42 @@ fn read_logit_bias(fields: &Fields, vocab_size: usize) -> Result<Vec<(TokenId, f
             Ok((id, bias.clamp(-100.0, 100.0) as f32))
         })
         .collect()
+}
+
+fn read_allowed_tokens(fields: &Fields, vocab_size: usize) -> Result<Vec<TokenId>, ApiError> {
+    const NAME: &str = "allowed_token_ids";
+    match fields.token_ids(NAME, vocab_size)? {
+        Some(tokens) if tokens.is_empty() => {
+            Err(ApiError::param(NAME, format!("`{NAME}` must not be an empty list.")))
+        }
+        tokens => Ok(tokens.unwrap_or_default()),
+    }
+}
+
+/// Reads the words that must not be in the output: each as it stands at the beginning of a text and after a space.
+fn read_bad_words(fields: &Fields, tokenizer: &Tokenizer) -> Result<Vec<Vec<TokenId>>, ApiError> {
+    let words = fields.strings("bad_words")?;
+    let bytes: usize = words.iter().map(String::len).sum();
+    if words.len() > MAX_BAD_WORDS || bytes > MAX_BAD_WORD_BYTES {
+        let message = format!(
+            "`bad_words` holds more than {MAX_BAD_WORDS} strings, or more than {MAX_BAD_WORD_BYTES} bytes."
+        );
+        return Err(ApiError::param("bad_words", message));
+    }
+    if words.iter().any(|word| word.trim().is_empty()) {
+        return Err(ApiError::param("bad_words", "`bad_words` must not hold an empty string."));
+    }
+    let mut tokens = Vec::with_capacity(2 * words.len());
+    for word in words.iter().map(|word| word.trim_start()) {
+        for text in [word, &format!(" {word}")] {
+            let encoded = tokenizer.encode(text, false);
+            tokens.push(encoded.map_err(|e| ApiError::param("bad_words", e.to_string()))?);
+        }
+    }
+    tokens.retain(|word| !word.is_empty());
+    tokens.sort_unstable();
+    tokens.dedup();
+    Ok(tokens)
 }
 
 fn read_stop(

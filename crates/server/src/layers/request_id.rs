@@ -6,16 +6,31 @@ use axum::middleware::Next;
 use axum::response::Response;
 use uuid::Uuid;
 
-use crate::AppState;
+use crate::input::fields::Fields;
+use crate::{ApiError, AppState};
 
 const HEADER: HeaderName = HeaderName::from_static("x-request-id");
 /// Longer ones are not names any more.
 const MAX_BYTES: usize = 128;
 
-/// Returns the request's id, if it came with a usable one.
+/// Returns the request's id, if it came with a usable one in its headers.
 pub(crate) fn of(headers: &HeaderMap) -> Option<&str> {
     let id = headers.get(HEADER)?.to_str().ok()?;
     (!id.is_empty() && id.len() <= MAX_BYTES).then_some(id)
+}
+
+/// Returns the id that the answer is to have, if the client names one: in the body, or else in the headers.
+pub(crate) fn named<'a>(
+    fields: &'a Fields,
+    headers: &'a HeaderMap,
+) -> Result<Option<&'a str>, ApiError> {
+    match fields.string("request_id")? {
+        Some(id) if id.is_empty() || id.len() > MAX_BYTES => {
+            let message = format!("`request_id` must have from 1 to {MAX_BYTES} bytes.");
+            Err(ApiError::param("request_id", message))
+        }
+        id => Ok(id.or_else(|| of(headers))),
+    }
 }
 
 /// Sends the request's id back; one without gets one.

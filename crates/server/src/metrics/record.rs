@@ -89,10 +89,16 @@ impl SequenceRecord {
         self.observe_time(Series::E2eLatency, self.arrived, self.state.engine().now());
         let Some(scheduled) = self.admission.map(|admission| admission.at) else { return };
         self.observe_time(Series::QueueTime, self.arrived, scheduled);
+        let computed = self.prompt_tokens.saturating_sub(self.num_cached_tokens());
+        metrics.observe(Series::PrefillComputedTokens, computed as f64);
         if let (Some(first), Some(last)) = (self.first_token, self.last_token) {
             self.observe_time(Series::PrefillTime, scheduled, first);
             self.observe_time(Series::DecodeTime, first, last);
             self.observe_time(Series::InferenceTime, scheduled, last);
+            if let Some(intervals) = self.num_tokens.checked_sub(1).filter(|count| *count > 0) {
+                let mean = (last - first).as_secs_f64() / intervals as f64;
+                metrics.observe(Series::TimePerOutputToken, mean);
+            }
         }
     }
 

@@ -16,6 +16,8 @@ pub(super) enum Series {
     ParamsN,
     ParamsMaxTokens,
     IterationTokens,
+    TimePerOutputToken,
+    PrefillComputedTokens,
 }
 
 /// A histogram's name and buckets.
@@ -71,7 +73,7 @@ const fn entry(series: Series, name: &'static str, help: &'static str, buckets: 
 
 /// Every histogram, in the order of [`Series`].
 #[rustfmt::skip] // a table
-pub(super) const SERIES: [Entry; 13] = [
+pub(super) const SERIES: [Entry; 15] = [
     entry(Series::TimeToFirstToken, "time_to_first_token_seconds", "From a request's arrival to its first token.", Buckets::Fixed(TTFT)),
     entry(Series::InterTokenLatency, "inter_token_latency_seconds", "Between two tokens of a sequence.", Buckets::Fixed(PER_TOKEN)),
     entry(Series::E2eLatency, "e2e_request_latency_seconds", "From a request's arrival to its end.", Buckets::Fixed(LATENCY)),
@@ -85,6 +87,8 @@ pub(super) const SERIES: [Entry; 13] = [
     entry(Series::ParamsN, "request_params_n", "The n that a request asks for.", Buckets::Fixed(PARAMS_N)),
     entry(Series::ParamsMaxTokens, "request_params_max_tokens", "The most tokens that a sequence may produce.", Buckets::UpToModelLen),
     entry(Series::IterationTokens, "iteration_tokens_total", "Prompt tokens computed and tokens produced in a step.", Buckets::Fixed(ITERATION)),
+    entry(Series::TimePerOutputToken, "request_time_per_output_token_seconds", "A sequence's mean time between two tokens.", Buckets::Fixed(PER_TOKEN)),
+    entry(Series::PrefillComputedTokens, "request_prefill_kv_computed_tokens", "Prompt tokens that were not found in the prefix cache.", Buckets::UpToModelLen),
 ];
 
 // A series is looked up by its number.

@@ -29,9 +29,10 @@ pub(crate) async fn create(
     let load = state.admit()?;
     let model = fields.string("model")?;
     state.check_model(model)?;
+    let id = request_id::named(&fields, &headers)?;
     let request = chat::read(&state, &fields).await?;
     let format = ChatFormat {
-        head: Head::new(&state, "chatcmpl", request_id::of(&headers), model),
+        head: Head::new(&state, "chatcmpl", id, model),
         names: TokenNames::new(&state, &request.generation),
         role: request.role,
         prefix: request.prefix,

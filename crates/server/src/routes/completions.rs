@@ -21,8 +21,9 @@ pub(crate) async fn create(
     let load = state.admit()?;
     let model = fields.string("model")?;
     state.check_model(model)?;
+    let id = request_id::named(&fields, &headers)?;
     let request = completion::read(&state, &fields).await?;
-    let head = Head::new(&state, "cmpl", request_id::of(&headers), model);
+    let head = Head::new(&state, "cmpl", id, model);
     let names = TokenNames::new(&state, &request);
     let format = CompletionFormat::new(head, names, request.seeds.len());
     let generation = Generation::start(&state, request, load)?;

@@ -272,6 +272,18 @@ async fn a_final_message_is_continued_and_echoed() {
 }
 
 #[tokio::test]
+async fn documents_reach_the_template() {
+    let template = "{% for d in documents %}{{ d.title }}{% endfor %}";
+    let mut config = config();
+    config.limits.trust_request_chat_template = true;
+    let world = World::configured(config);
+    let body = json!({ "messages": user("Hi"), "documents": [{ "title": "A" }, { "title": "B" }],
+                       "chat_template": template });
+    world.ok(CHAT, body).await;
+    assert_eq!(world.engine.requests.lock().unwrap()[0].prompt, tokens("AB"));
+}
+
+#[tokio::test]
 async fn tokens_go_there_and_back() {
     let world = World::saying("Hello");
     let answer = world.ok("/tokenize", json!({ "prompt": "Hé", "return_token_strs": true })).await;

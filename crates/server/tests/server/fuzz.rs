@@ -9,7 +9,7 @@ use crate::world::{World, post};
 
 const PATHS: [&str; 4] = ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"];
 
-const NAMES: [&str; 46] = [
+const NAMES: [&str; 50] = [
     "model",
     "prompt",
     "messages",
@@ -33,6 +33,10 @@ const NAMES: [&str; 46] = [
     "stream",
     "stream_options",
     "logit_bias",
+    "allowed_token_ids",
+    "bad_words",
+    "request_id",
+    "documents",
     "presence_penalty",
     "frequency_penalty",
     "repetition_penalty",

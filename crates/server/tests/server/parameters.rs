@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::model::tokens;
 use crate::world::World;
 
 const BOTH: [&str; 2] = ["/v1/completions", "/v1/chat/completions"];
@@ -43,6 +44,9 @@ async fn values_in_range_are_taken() {
             json!({ "presence_penalty": -2, "frequency_penalty": 2, "repetition_penalty": 1.5 }),
             json!({ "logit_bias": { "0": 200, "257": -1.5 } }),
             json!({ "logit_bias": null, "stop": null, "max_tokens": null, "n": null, "seed": null }),
+            json!({ "allowed_token_ids": [0, 257], "bad_words": ["no", " never"] }),
+            json!({ "allowed_token_ids": null, "bad_words": [], "request_id": "mine", "documents": null }),
+            json!({ "vllm_xargs": {}, "thinking_token_budget": -1 }),
             json!({ "seed": -1 }),
             json!({ "seed": i64::MAX }),
             json!({ "n": 128, "max_tokens": 1 }),
@@ -59,7 +63,7 @@ async fn values_in_range_are_taken() {
             json!({ "user": "someone", "metadata": {}, "store": false, "service_tier": "auto" }),
             json!({ "no_such_parameter": [1, { "deep": true }] }),
             json!({ "response_format": { "type": "text" }, "tools": [], "tool_choice": "none" }),
-            json!({ "use_beam_search": false, "suffix": "", "bad_words": [], "logits_processors": null }),
+            json!({ "use_beam_search": false, "suffix": "", "logits_processors": null }),
             json!({ "stream": false, "stream_options": null }),
             json!({ "stream": true, "stream_options": { "include_usage": null } }),
         ] {
@@ -89,6 +93,22 @@ async fn values_out_of_range_are_refused_by_name() {
                 json!([]),
             ],
         ),
+        ("allowed_token_ids", vec![json!([]), json!([258]), json!([-1]), json!("0"), json!(0)]),
+        (
+            "bad_words",
+            vec![
+                json!(""),
+                json!(["a", " "]),
+                json!(1),
+                json!(vec!["x"; 129]),
+                json!("x".repeat(5000)),
+            ],
+        ),
+        ("request_id", vec![json!(""), json!(1), json!("x".repeat(129))]),
+        ("repetition_detection", vec![json!({})]),
+        ("thinking_token_budget", vec![json!(0)]),
+        ("vllm_xargs", vec![json!({ "a": 1 })]),
+        ("cache_salt", vec![json!("salt")]),
         ("seed", vec![json!(1.5), json!("42"), json!(u64::MAX), json!(1e30)]),
         ("n", vec![json!(0), json!(-1), json!(129), json!(1e18), json!("2")]),
         ("best_of", vec![json!(2), json!(0)]),
@@ -207,6 +227,9 @@ async fn what_only_chats_take() {
         (json!({ "chat_template": "{{ messages }}" }), 400, Some("chat_template")),
         (json!({ "chat_template_kwargs": { "suffix": "!" }, "messages": user }), 200, None),
         (json!({ "chat_template_kwargs": [] }), 400, Some("chat_template_kwargs")),
+        (json!({ "documents": [{ "title": "t", "text": "x" }] }), 200, None),
+        (json!({ "documents": ["x"] }), 400, Some("documents")),
+        (json!({ "documents": {} }), 400, Some("documents")),
         (json!({ "response_format": { "type": "json_object" } }), 400, Some("response_format")),
         (
             json!({ "response_format": { "type": "json_schema", "json_schema": {} } }),
@@ -239,6 +262,7 @@ async fn parameters_reach_the_engine() {
     let world = World::saying("Hello");
     let body = json!({ "prompt": "Hi", "temperature": 0.5, "top_k": 3, "top_p": 0.9, "min_p": 0.1, "seed": 7, "n": 2,
         "repetition_penalty": 1.1, "presence_penalty": 0.2, "frequency_penalty": 0.3, "logit_bias": { "5": 500 },
+        "allowed_token_ids": [7, 9], "bad_words": "no",
         "logprobs": 2, "prompt_logprobs": 1, "max_tokens": 9, "min_tokens": 4, "stop_token_ids": [10], "priority": 3 });
     world.ok("/v1/completions", body).await;
     let requests = world.engine.requests.lock().unwrap();
@@ -248,6 +272,8 @@ async fn parameters_reach_the_engine() {
     assert_eq!(first.stop.stop_token_ids, [10, 257]);
     let sampling = &first.sampling;
     assert_eq!(sampling.logit_bias, [(5, 100.0)]);
+    assert_eq!(sampling.allowed_token_ids, [7, 9]);
+    assert_eq!(sampling.bad_words, [tokens(" no"), tokens("no")]);
     assert_eq!(
         (sampling.top_k, sampling.logprobs, sampling.prompt_logprobs),
         (3, Some(2), Some(1))

@@ -185,6 +185,8 @@ async fn request_ids_are_sent_back_and_name_the_answer() {
     let id = answer.headers["x-request-id"].to_str().unwrap();
     assert_eq!(answer.json()["id"], format!("cmpl-{id}"));
     assert!(World::saying("x").get("/version").await.headers.get("x-request-id").is_none());
+    let body = json!({ "prompt": "Hi", "request_id": "mine" });
+    assert_eq!(World::saying("x").ok("/v1/completions", body).await["id"], "cmpl-mine");
 }
 
 #[tokio::test]

@@ -142,6 +142,8 @@ async fn the_arithmetic_of_metrics() {
         ("request_inference_time_seconds_count", 10.0),
         ("request_prefill_time_seconds_count", 10.0),
         ("request_decode_time_seconds_count", 10.0),
+        ("request_time_per_output_token_seconds_count", 10.0),
+        ("request_prefill_kv_computed_tokens_sum", 10.0 * prompt_tokens),
         ("num_requests_running", 0.0),
         ("num_requests_waiting", 0.0),
         ("kv_cache_usage_perc", 0.0),
