@@ -11,6 +11,9 @@ use crate::{KernelError, WeightTensor};
 /// next [`begin_step`](Self::begin_step) and whose addresses depend only on the sequence of ops and the number of rows, so that
 /// a step can be captured as a graph. A row's result never depends on its batch mates or on how its prompt was cut into chunks.
 pub trait Backend: Send {
+    /// How many steps may be under way at once: more than one where ops only submit work to a device that runs beside the host.
+    const MAX_IN_FLIGHT: usize;
+
     /// A loaded matrix `[out_features, in_features]`: a linear layer's weight or an embedding table.
     type Matrix: Debug + Send + Sync;
     /// A loaded vector: a norm's weight or a bias.
@@ -19,6 +22,8 @@ pub trait Backend: Send {
     type Rope: Debug + Send + Sync;
     /// A handle to an activation matrix of this step.
     type Tensor: Copy + Debug;
+    /// Tokens that the device is choosing.
+    type Choice: Choice;
 
     /// Loads a matrix whose rows are those of `parts`, one after the other (fused QKV, fused gate and up). The parts may differ
     /// in type; they agree in columns.
@@ -121,14 +126,59 @@ pub trait Backend: Send {
     /// Returns `x`'s values, row-major, once they are computed.
     fn read(&mut self, x: Self::Tensor) -> &[f32];
 
-    /// Returns the column of each row's largest value, the lowest on ties; `u32::MAX` where one is not a number.
-    fn argmax(&mut self, x: Self::Tensor) -> Vec<u32>;
+    /// Chooses the column of each row's largest value, the lowest on ties; `u32::MAX` where one is not a number. The choice also
+    /// stays on the device, after the step's earlier ones, until the next step's first: see [`StepInputs::token_ids`].
+    fn argmax(&mut self, x: Self::Tensor) -> Self::Choice;
+
+    /// Ends a step that chooses nothing: a choice of no tokens, there once the step is done.
+    fn end_step(&mut self) -> Self::Choice;
+
+    /// Returns all that the last step chose, once it is there.
+    fn chosen(&mut self) -> Vec<u32>;
 
     /// Runs `ops` and returns their result. They are the same whenever the step has no chunk, only single tokens: a device may
     /// then record them once for each number of tokens and replay them.
     fn record(&mut self, ops: &dyn Fn(&mut Self) -> Self::Tensor) -> Self::Tensor {
         ops(self)
     }
+
+    /// Returns the numbers of tokens, and the contexts they have at most, for which steps up to these limits are recorded;
+    /// [`prepare`](Self::prepare) takes each ahead of time.
+    fn recorded_shapes(&self, _num_seqs: usize, _context: usize) -> Vec<StepShape> {
+        Vec::new()
+    }
+
+    /// Records `ops` for the step whose inputs are there, without a result.
+    fn prepare(&mut self, ops: &dyn Fn(&mut Self) -> Self::Tensor) {
+        ops(self);
+    }
+}
+
+/// A step of single tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct StepShape {
+    /// How many sequences it has, one token each.
+    pub num_seqs: usize,
+    /// The longest context of any.
+    pub context: usize,
+}
+
+/// Tokens that a device is choosing. It may be waited for on another thread than the backend's.
+pub trait Choice: Send + 'static {
+    /// Waits for them.
+    fn wait(self) -> Vec<u32>;
+}
+
+impl Choice for Vec<u32> {
+    fn wait(self) -> Vec<u32> {
+        self
+    }
+}
+
+/// Returns what stands in [`StepInputs::token_ids`] for the token that the step before chose at `place` of all its choices.
+#[must_use]
+pub const fn chosen_at(place: u32) -> u32 {
+    place | 1 << 31
 }
 
 /// The shape of one layer's attention.
@@ -175,7 +225,7 @@ pub struct KvSpec {
 /// One step's inputs: a ragged batch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StepInputs {
-    /// One a row.
+    /// One a row: a token, or [`chosen_at`] a place among what the step before chose, which the host need not know yet.
     pub token_ids: Vec<u32>,
     /// Each row's position in its sequence.
     pub positions: Vec<u32>,

@@ -79,6 +79,7 @@ pub struct CpuBackend {
     angles: Angles,
     attention: AttentionScratch,
     num_ropes: usize,
+    chosen: Vec<u32>,
 }
 
 /// A loaded vector.
@@ -109,6 +110,7 @@ impl CpuBackend {
             angles: Angles::default(),
             attention: AttentionScratch::default(),
             num_ropes: 0,
+            chosen: Vec::new(),
         })
     }
 
@@ -183,6 +185,9 @@ impl Backend for CpuBackend {
     type Vector = Vector;
     type Rope = Rope;
     type Tensor = Tensor;
+    type Choice = Vec<u32>;
+
+    const MAX_IN_FLIGHT: usize = 1;
 
     fn load_matrix(&mut self, parts: &[WeightTensor<'_>]) -> Result<Matrix, KernelError> {
         Matrix::load(parts, &mut self.pool)
@@ -218,6 +223,7 @@ impl Backend for CpuBackend {
         self.inputs.clone_from(inputs);
         self.arena.clear();
         self.angles.clear();
+        self.chosen.clear();
     }
 
     fn begin_layer(&mut self) {
@@ -316,7 +322,23 @@ impl Backend for CpuBackend {
             let best = (1..row.len()).fold(0, larger);
             if row.iter().any(|value| value.is_nan()) { u32::MAX } else { best as u32 }
         };
-        self.arena.get(x).chunks_exact(x.cols).map(row).collect()
+        let mut found = vec![0; x.rows];
+        let (values, to) = (self.arena.get(x), Shared::new(&mut found));
+        for_each_row(&mut self.pool, x.rows, x.cols, &|i| {
+            // SAFETY: each row is visited once.
+            let to = unsafe { to.part(i..i + 1) };
+            to.fill(row(&values[i * x.cols..(i + 1) * x.cols]));
+        });
+        self.chosen.extend_from_slice(&found);
+        found
+    }
+
+    fn end_step(&mut self) -> Vec<u32> {
+        Vec::new()
+    }
+
+    fn chosen(&mut self) -> Vec<u32> {
+        self.chosen.clone()
     }
 
     fn read(&mut self, x: Tensor) -> &[f32] {

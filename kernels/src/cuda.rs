@@ -6,11 +6,13 @@
 mod activations;
 mod add_bias;
 mod backend;
+mod choice;
 mod error;
 mod gather;
 mod paged_attention_decode;
 mod paged_attention_prefill;
 mod products;
+mod recordings;
 mod rms_norm;
 mod rope_kv_write;
 mod sampling;
@@ -23,6 +25,7 @@ mod upload;
 pub use activations::CudaTensor;
 pub use add_bias::AddBias;
 pub use backend::{CudaBackend, CudaConfig, CudaMatrix, CudaRope, CudaVector};
+pub use choice::CudaChoice;
 pub use error::CudaError;
 pub use gather::Gather;
 pub use paged_attention_decode::{DecodeBatch, PagedAttentionDecode};
@@ -105,5 +108,14 @@ fn check_len(
         Ok(())
     } else {
         Err(CudaError::Bytes { operand, expected, got: slice.len() })
+    }
+}
+
+/// Ends the rank: after a CUDA error nothing on its device can be trusted.
+#[expect(clippy::panic, reason = "the executor's thread turns it into the loss of the engine")]
+fn must<T>(result: Result<T, impl std::fmt::Display>) -> T {
+    match result {
+        Ok(value) => value,
+        Err(error) => panic!("{error}"),
     }
 }

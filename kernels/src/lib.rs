@@ -12,7 +12,9 @@ mod error;
 mod mapped_file;
 mod weight;
 
-pub use backend::{AttentionSpec, Backend, KvSpec, QkNorm, RaggedSeq, StepInputs};
+pub use backend::{
+    AttentionSpec, Backend, Choice, KvSpec, QkNorm, RaggedSeq, StepInputs, StepShape, chosen_at,
+};
 pub use error::KernelError;
 pub use mapped_file::MappedFile;
 pub use weight::{WeightTensor, WeightType};

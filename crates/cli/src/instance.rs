@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use stallfree_core::{Clock, WallClock};
+use stallfree_core::{Clock, Executor, WallClock};
 use stallfree_engine::{Engine, EngineInfo, ThreadedEngine};
 use stallfree_models::{
     Checkpoint, GenerationDefaults, GgufTokenizer, LoadOptions, SpecialTokens, TokenizerSource,
@@ -91,7 +91,10 @@ pub(crate) fn start(path: &Path, name: &str, config: &InstanceConfig) -> Result<
         );
     }
     let model_len = checkpoint.config().max_model_len();
-    let scheduler = scheduler_config(config, &worker, model_len);
+    let scheduler = SchedulerConfig {
+        max_in_flight: executor.max_in_flight(),
+        ..scheduler_config(config, &worker, model_len)
+    };
     let info = EngineInfo {
         scheduler: config.policy.clone(),
         max_model_len: scheduler.max_model_len,
@@ -159,8 +162,11 @@ fn start_worker(
                 gpu_memory_utilization: gpu.memory_utilization,
                 max_kv_tokens,
                 max_tokens: longest_step(config, wanted)?,
+                recorded: (config.scheduler.max_num_seqs, wanted),
             };
-            stallfree_worker::start_cuda(checkpoint, &worker, &options)?
+            let progress = console::LoadProgress::new("Recording steps");
+            let recording = |done: usize, total: usize| progress.show(done as u64, total as u64);
+            stallfree_worker::start_cuda(checkpoint, &worker, &options, &recording)?
         }
     })
 }

@@ -14,6 +14,7 @@ mod graph;
 mod memory;
 mod module;
 mod probe;
+mod staging;
 mod stream;
 mod tensor_map;
 
@@ -26,6 +27,7 @@ pub use graph::{Graph, begin_capture, capture, end_capture};
 pub use memory::{DeviceArena, DeviceSlice, PinnedBuffer};
 pub use module::{Arg, Function, Launch, Module};
 pub use probe::{Probe, probe};
+pub use staging::{Download, Upload};
 pub use stream::{Event, Stream};
 pub use tensor_map::{Swizzle, TensorMap, TensorMapSpec};
 

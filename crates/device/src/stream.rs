@@ -152,6 +152,29 @@ pub struct Event {
 unsafe impl Send for Event {}
 
 impl Event {
+    /// Makes an event without a time, whose waiters sleep; it is done until it is first recorded.
+    ///
+    /// # Errors
+    /// The driver refuses.
+    pub fn new(device: &Device) -> Result<Self, DeviceError> {
+        device.bind()?;
+        let mut raw = std::ptr::null_mut();
+        let flags = cu::CUevent_flags_enum::CU_EVENT_BLOCKING_SYNC as u32
+            | cu::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING as u32;
+        // SAFETY: this thread's context is set and the pointer is to a live handle.
+        check("cuEventCreate", unsafe { cu::cuEventCreate(&raw mut raw, flags) })?;
+        Ok(Self { raw })
+    }
+
+    /// Moves the mark to this point of a queue.
+    ///
+    /// # Errors
+    /// The driver refuses.
+    pub fn record(&self, stream: &Stream) -> Result<(), DeviceError> {
+        // SAFETY: both handles live.
+        check("cuEventRecord", unsafe { cu::cuEventRecord(self.raw, stream.raw) })
+    }
+
     /// Says whether the queue has reached this point.
     #[must_use]
     pub fn is_done(&self) -> bool {

@@ -34,9 +34,11 @@ pub struct CudaWorkerConfig {
     pub max_kv_tokens: usize,
     /// The most tokens of a pass; no sequence has a longer chunk.
     pub max_tokens: usize,
+    /// The most sequences of a batch for which steps are recorded ahead of time, and the most tokens that one has.
+    pub recorded: (usize, usize),
 }
 
-/// Loads `checkpoint` and starts a worker on a GPU.
+/// Loads `checkpoint` and starts a worker on a GPU. `recording` hears how many steps of how many are recorded.
 ///
 /// # Errors
 /// There is no GPU or library, the checkpoint is unsound, or memory is short.
@@ -44,6 +46,7 @@ pub fn start_cuda(
     checkpoint: &Checkpoint,
     config: &CudaWorkerConfig,
     options: &LoadOptions<'_>,
+    recording: &dyn Fn(usize, usize),
 ) -> Result<(ThreadExecutor, WorkerReport), Error> {
     let clock = WallClock::start();
     let mut backend = CudaBackend::new(backend_config(checkpoint, config, options.dtype))?;
@@ -69,11 +72,15 @@ pub fn start_cuda(
     for num_tokens in [1, 32.min(kv.num_tokens())] {
         runner.run(&probe(num_tokens, 0, kv.block_size))?;
     }
+    let warm = clock.now();
+    let (num_seqs, context) = config.recorded;
+    runner.prepare(num_seqs.min(config.max_tokens), context.min(kv.num_tokens()), recording);
     let phases = vec![
         ("open GPU", opened.since_start()),
         ("load weights", loaded - opened),
         ("allocate KV cache", allocated - loaded),
-        ("warm up", clock.now() - allocated),
+        ("warm up", warm - allocated),
+        ("record steps", clock.now() - warm),
     ];
     let report = WorkerReport {
         kv,
@@ -102,14 +109,16 @@ fn backend_config(
         }
         (DtypeChoice::Auto | DtypeChoice::F32, _) => Dtype::F16,
     };
+    // Batches of single tokens are filled up to numbers for which steps are recorded.
+    let max_tokens = config.max_tokens.next_multiple_of(32);
     CudaConfig {
         ordinal: config.ordinal,
         dtype,
         kernel_cache: config.kernel_cache.clone(),
         ampere_path: config.ampere_path,
-        weight_bytes: weight_bytes(model, config.max_tokens),
-        max_tokens: config.max_tokens,
-        activation_bytes: activation_bytes(model, config.max_tokens),
+        weight_bytes: weight_bytes(model, max_tokens),
+        max_tokens,
+        activation_bytes: activation_bytes(model, max_tokens),
     }
 }
 

@@ -9,6 +9,7 @@ mod runner;
 mod sampler;
 mod start;
 mod step_times;
+mod submitted;
 
 pub use cpu::{CpuWorkerConfig, start_cpu};
 pub use cuda::{CudaWorkerConfig, start_cuda};
@@ -16,3 +17,4 @@ pub use executor::ThreadExecutor;
 pub use runner::Runner;
 pub use sampler::{Sampler, SamplerError};
 pub use start::{Error, KvSize, WorkerReport};
+pub use submitted::Submitted;

@@ -1,6 +1,7 @@
 //! Every kernel against the reference, over odd shapes.
 
 use stallfree_device::{DeviceSlice, Gemm, GemmSpec, Lt};
+use stallfree_kernels::chosen_at;
 use stallfree_kernels::cuda::{
     Argmax, DecodeBatch, Epilogue, Gather, HeadShape, KvLayer, PagedAttentionDecode,
     PagedAttentionPrefill, PrefillBatch, QkNorms, RmsNorm, RopeKvWrite, SiluMul, SkinnyGemm,
@@ -93,9 +94,19 @@ fn silu_mul(rig: &mut Rig, rows: usize, cols: usize) -> Outcome<()> {
 fn gather(rig: &mut Rig, rows: usize, cols: usize) -> Outcome<()> {
     let table = rig.random(11 * cols, 1.0);
     let index: Vec<u32> = (0..rows).map(|i| (i as u32 * 7 + 10) % 11).collect();
-    let (dt, di) = (rig.upload(&table)?, rig.upload_raw(&index)?);
+    // Every third row's index is named by its place in the device's own choices, and one of them is no row of the table.
+    let place = |i: usize| if i % 3 == 1 { chosen_at(i as u32 / 3) } else { index[i] };
+    let named: Vec<u32> = (0..rows).map(place).collect();
+    let mut chosen: Vec<u32> = index.iter().skip(1).step_by(3).copied().collect();
+    let mut index = index.clone();
+    if let Some(first) = chosen.first_mut() {
+        (*first, index[1]) = (u32::MAX, 0);
+    }
+    chosen.push(3);
+    let (dt, di, dc) =
+        (rig.upload(&table)?, rig.upload_raw(&named)?, rig.upload_raw(&chosen)?);
     let out = rig.output(rows * cols * 2)?;
-    Gather::load(&rig.tools)?.run(&rig.stream, [dt, di, out.data], rows, cols)?;
+    Gather::load(&rig.tools)?.run(&rig.stream, [dt, di, out.data], (dc, 11), rows, cols)?;
     let expected: Vec<f32> =
         index.iter().flat_map(|&i| table[i as usize * cols..][..cols].iter().copied()).collect();
     rig.compare(&format!("gather {rows}x{cols}"), &out, &expected)

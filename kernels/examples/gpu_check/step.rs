@@ -169,7 +169,7 @@ fn step(rig: &mut Rig, weights: &Weights, seqs: usize, context: usize) -> Outcom
     let batch = DecodeBatch { num_seqs: seqs, rows, context_lens, block_starts, block_ids, splits };
     let work = || -> Outcome<()> {
         let s = &rig.stream;
-        gather.run(s, [weights.head, tokens, residual], seqs, HIDDEN)?;
+        gather.run(s, [weights.head, tokens, residual], (tokens, VOCAB), seqs, HIDDEN)?;
         rope.fill_table(s, [positions, inv_freq, table], seqs)?;
         for (i, layer) in weights.layers.iter().enumerate() {
             let before = if i == 0 {

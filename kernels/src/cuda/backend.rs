@@ -8,17 +8,23 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use stallfree_device::{
-    CubinCache, Device, DeviceArena, DeviceSlice, Dtype, Graph, Stream, begin_capture, end_capture,
+    CubinCache, Device, DeviceArena, DeviceSlice, Dtype, Stream, begin_capture, end_capture,
 };
 
 use super::activations::{Activations, CudaTensor};
+use super::choice::{Chosen, CudaChoice};
+use super::must;
 use super::products::{Products, Weight};
-use super::step::{Staging, Step, tiles};
+use super::recordings::{Recording, Recordings, padded_context, padded_seqs, shapes};
+use super::step::{Padding, Staging, Step, tiles};
+use super::upload::WeightUpload;
 use super::{
     Argmax, CudaError, Gather, HeadShape, KvLayer, PagedAttentionDecode, PagedAttentionPrefill,
-    QkNorms, RmsNorm, RopeKvWrite, SiluMul, Toolchain, upload,
+    QkNorms, RmsNorm, RopeKvWrite, SiluMul, Toolchain,
 };
-use crate::{AttentionSpec, Backend, KernelError, KvSpec, QkNorm, StepInputs, WeightTensor};
+use crate::{
+    AttentionSpec, Backend, KernelError, KvSpec, QkNorm, StepInputs, StepShape, WeightTensor,
+};
 
 /// Bytes of a step's inputs: token ids, positions, slots, block tables.
 const INPUT_BYTES: usize = 32 << 20;
@@ -53,6 +59,8 @@ pub struct CudaBackend {
     tools: Toolchain,
     stream: Stream,
     weights: DeviceArena,
+    /// While weights are loaded.
+    weight_upload: Option<WeightUpload>,
     activations: Activations,
     inputs: DeviceSlice,
     counters: DeviceSlice,
@@ -70,25 +78,9 @@ pub struct CudaBackend {
     /// The rope whose table holds this step's angles.
     angles_of: Option<DeviceSlice>,
     host: Vec<f32>,
-    recordings: HashMap<Shape, Recording>,
+    recordings: Recordings,
+    chosen: Chosen,
     _working: DeviceArena,
-}
-
-/// What a step of single tokens depends on beside the contents of its inputs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Shape {
-    num_seqs: usize,
-    /// The longest context, rounded up.
-    context: usize,
-}
-
-/// A step of single tokens, by how often its shape has come.
-#[derive(Debug)]
-enum Recording {
-    /// Once: everything it needs is compiled and loaded.
-    Ready,
-    /// Twice or more: it is replayed. The activations are as the ops left them.
-    Done { graph: Graph, result: CudaTensor, activations: Activations },
 }
 
 #[derive(Debug)]
@@ -125,21 +117,6 @@ pub struct CudaRope {
     table: DeviceSlice,
 }
 
-/// Rounds a context up to an eighth of a power of two, so that few shapes cover all.
-const fn rounded(context: usize) -> usize {
-    let step = context.next_power_of_two() / 8;
-    context.next_multiple_of(if step < 64 { 64 } else { step })
-}
-
-/// Ends the rank: after a CUDA error nothing on its device can be trusted.
-#[expect(clippy::panic, reason = "the executor's thread turns it into the loss of the engine")]
-fn must<T>(result: Result<T, impl std::fmt::Display>) -> T {
-    match result {
-        Ok(value) => value,
-        Err(error) => panic!("{error}"),
-    }
-}
-
 fn no_memory(what: &str, bytes: usize, error: &impl std::fmt::Display) -> KernelError {
     let hint = format!("free some of the GPU's memory or take a smaller model ({error})");
     KernelError::OutOfMemory { what: what.to_owned(), bytes, hint }
@@ -162,12 +139,16 @@ impl CudaBackend {
         let stream = Stream::new(&device)?;
         let weights = DeviceArena::new(&device, config.weight_bytes)?;
         let [base, layer] = config.activation_bytes;
-        let all = base + 2 * layer + INPUT_BYTES + WORKSPACE_BYTES + COUNTER_BYTES + 4096;
+        let chosen_bytes = config.max_tokens.max(1024) * 4;
+        let fixed = INPUT_BYTES + WORKSPACE_BYTES + COUNTER_BYTES + chosen_bytes + 4096;
+        let all = base + 2 * layer + fixed;
         let mut working = DeviceArena::new(&device, all)?;
         let activations = Activations::new(&mut working, base, layer)?;
         let inputs = working.take("a step's inputs", INPUT_BYTES)?;
         let counters = working.take("counters", COUNTER_BYTES)?;
         stream.fill(counters, 0)?;
+        let chosen = Chosen::new(working.take("choices", chosen_bytes)?);
+        let staging = Staging::new(&device)?;
         let products = Products::new(&tools, working.take("cuBLASLt", WORKSPACE_BYTES)?)?;
         Ok(Self {
             gather: Gather::load(&tools)?,
@@ -177,11 +158,12 @@ impl CudaBackend {
             tools,
             stream,
             weights,
+            weight_upload: None,
             activations,
             inputs,
             counters,
             cache: None,
-            staging: Staging::default(),
+            staging,
             step: None,
             products,
             norms: HashMap::new(),
@@ -189,7 +171,8 @@ impl CudaBackend {
             tiles: None,
             angles_of: None,
             host: Vec::new(),
-            recordings: HashMap::new(),
+            recordings: Recordings::default(),
+            chosen,
             _working: working,
         })
     }
@@ -240,12 +223,22 @@ impl CudaBackend {
     }
 
     fn load_parts(&mut self, parts: &[WeightTensor<'_>]) -> Result<DeviceSlice, KernelError> {
-        let mut values = Vec::new();
-        for part in parts {
-            let converted = upload::converted(part, self.config.dtype)?;
-            if values.is_empty() { values = converted } else { values.extend(converted) }
+        let what = parts.first().map_or("a weight", |part| part.name);
+        let lens = parts.iter().map(|part| part.shape.iter().product::<usize>() * 2);
+        let bytes = lens.clone().sum();
+        let slice = self.weights.take(what, bytes).map_err(|e| no_memory(what, bytes, &e))?;
+        if self.weight_upload.is_none() {
+            let upload = WeightUpload::new(&self.tools.device);
+            self.weight_upload = Some(upload.map_err(|e| no_memory(what, bytes, &e))?);
         }
-        self.upload_weights(parts.first().map_or("a weight", |part| part.name), &values)
+        let mut first = 0;
+        for (part, len) in parts.iter().zip(lens) {
+            if let Some(upload) = &mut self.weight_upload {
+                upload.run(&self.stream, slice.slice(first, len), part, self.config.dtype)?;
+            }
+            first += len;
+        }
+        Ok(slice)
     }
 
     fn norm(
@@ -287,6 +280,37 @@ impl CudaBackend {
         KvLayer { data: cache.all.slice(from, cache.all.len()), block_stride }
     }
 
+    /// Steps of single tokens are filled up to a number for which they are recorded.
+    fn padding(&self, inputs: &StepInputs) -> Padding {
+        let num_rows = inputs.token_ids.len();
+        let only_singles = num_rows == inputs.seqs.len();
+        let to = if only_singles { padded_seqs(num_rows) } else { num_rows };
+        let block = self.cache.as_ref().map_or(0, |cache| cache.spec.num_blocks);
+        let slot = self.cache.as_ref().map_or(0, |cache| block * cache.spec.block_size);
+        Padding { rows: to - num_rows, block, slot }
+    }
+
+    /// Returns the shape of a step of single tokens.
+    fn shape(&self) -> Option<StepShape> {
+        let (batch, context) = self.step().singles()?;
+        let context = padded_context(context);
+        let shape = StepShape { num_seqs: batch.num_seqs, context };
+        self.staging.chunks.is_empty().then_some(shape)
+    }
+
+    fn capture(&mut self, shape: StepShape, ops: &dyn Fn(&mut Self) -> CudaTensor) {
+        must(begin_capture(&self.stream));
+        let result = ops(self);
+        let graph = must(end_capture(&self.stream));
+        let activations = self.activations.clone();
+        self.recordings.insert(shape, Recording { graph, result, activations });
+    }
+
+    /// Cuts off the rows that a step was filled up with.
+    fn without_padding(&self, x: CudaTensor) -> CudaTensor {
+        CudaTensor { rows: x.rows.min(self.step().num_given), ..x }
+    }
+
     fn product(&mut self, x: CudaTensor, weight: Weight, y: CudaTensor) -> CudaTensor {
         must(self.products.run(&self.tools, &self.stream, x, weight, y));
         y
@@ -298,6 +322,9 @@ impl Backend for CudaBackend {
     type Vector = CudaVector;
     type Rope = CudaRope;
     type Tensor = CudaTensor;
+    type Choice = CudaChoice;
+
+    const MAX_IN_FLIGHT: usize = 2;
 
     fn load_matrix(&mut self, parts: &[WeightTensor<'_>]) -> Result<CudaMatrix, KernelError> {
         let cols = parts.first().and_then(|part| part.shape.last()).copied().unwrap_or(0);
@@ -325,6 +352,9 @@ impl Backend for CudaBackend {
 
     fn allocate_kv(&mut self, spec: &KvSpec) -> Result<(), KernelError> {
         let KvSpec { num_layers, num_blocks, block_size, num_kv_heads, head_dim } = *spec;
+        self.weight_upload = None; // all weights are there
+        // One more than asked for: where the rows that fill a recorded step up write.
+        let num_blocks = num_blocks + 1;
         let bytes = num_layers * num_blocks * block_size * num_kv_heads * head_dim * 2 * 2;
         let error = |e| no_memory("the KV cache", bytes, &e);
         let mut arena = DeviceArena::new(&self.tools.device, bytes).map_err(error)?;
@@ -340,7 +370,9 @@ impl Backend for CudaBackend {
         self.activations.clear();
         self.angles_of = None;
         self.tiles = None;
-        let step = self.staging.upload(&self.stream, self.inputs, inputs);
+        self.chosen.begin_step();
+        let padding = self.padding(inputs);
+        let step = self.staging.upload(&self.stream, self.inputs, inputs, padding);
         self.step = Some(must(step));
     }
 
@@ -352,7 +384,8 @@ impl Backend for CudaBackend {
         let step = self.step();
         let out = self.take(step.num_tokens, table.cols);
         let operands = [table.data, step.token_ids, out.data];
-        must(self.gather.run(&self.stream, operands, step.num_tokens, table.cols));
+        let chosen = (self.chosen.all(), table.rows);
+        must(self.gather.run(&self.stream, operands, chosen, step.num_tokens, table.cols));
         out
     }
 
@@ -424,7 +457,7 @@ impl Backend for CudaBackend {
         let settings = (spec.scale, spec.sliding_window);
         let kernels = &self.attention[&heads];
         if let Some((mut batch, context)) = step.singles() {
-            batch.splits = kernels.decode.splits(batch.num_seqs, rounded(context));
+            batch.splits = kernels.decode.splits(batch.num_seqs, padded_context(context));
             let (partial, counters) = kernels.decode.scratch_bytes(batch.num_seqs, batch.splits);
             let partial = must(self.activations.take_bytes(partial));
             let counters = self.counters.slice(0, counters);
@@ -437,7 +470,7 @@ impl Backend for CudaBackend {
                 _ => {
                     let words = tiles(&kernels.prefill, &self.staging);
                     let region = must(self.activations.take_for_step(words.len() * 4));
-                    must(self.stream.upload(region, &words));
+                    must(self.staging.push(&self.stream, region, &words));
                     self.tiles = Some((heads, region, words.len() / 2));
                     (region, words.len() / 2)
                 }
@@ -457,50 +490,64 @@ impl Backend for CudaBackend {
 
     fn all_reduce(&mut self, _x: CudaTensor) {}
 
-    fn argmax(&mut self, x: CudaTensor) -> Vec<u32> {
-        let chosen = must(self.activations.take_bytes(x.rows * 4));
+    fn argmax(&mut self, x: CudaTensor) -> CudaChoice {
+        let chosen = self.chosen.take(x.rows);
         must(self.argmax.run(&self.stream, [x.data, chosen], x.rows, x.cols));
-        let mut tokens = vec![0; x.rows];
-        must(self.stream.download(&mut tokens, chosen));
-        tokens
+        must(self.chosen.send(&self.stream, chosen))
+    }
+
+    fn end_step(&mut self) -> CudaChoice {
+        let nothing = self.chosen.take(0);
+        must(self.chosen.send(&self.stream, nothing))
+    }
+
+    fn chosen(&mut self) -> Vec<u32> {
+        must(self.tools.device.bind());
+        must(self.chosen.download(&self.stream))
+    }
+
+    fn recorded_shapes(&self, num_seqs: usize, context: usize) -> Vec<StepShape> {
+        shapes(num_seqs, context)
     }
 
     fn record(&mut self, ops: &dyn Fn(&mut Self) -> CudaTensor) -> CudaTensor {
-        let Some((batch, context)) = self.step().singles() else { return ops(self) };
-        if !self.staging.chunks.is_empty() {
-            return ops(self);
+        let Some(shape) = self.shape() else { return ops(self) };
+        if !self.recordings.has_run(shape.num_seqs) {
+            let result = ops(self);
+            return self.without_padding(result);
         }
-        let shape = Shape { num_seqs: batch.num_seqs, context: rounded(context) };
-        match self.recordings.get(&shape) {
-            None => {
-                self.recordings.insert(shape, Recording::Ready);
-                ops(self)
-            }
-            Some(Recording::Done { graph, result, activations }) => {
-                must(graph.launch(&self.stream));
-                self.activations = activations.clone();
-                *result
-            }
-            Some(Recording::Ready) => {
-                must(begin_capture(&self.stream));
-                let result = ops(self);
-                let graph = must(end_capture(&self.stream));
-                must(graph.launch(&self.stream));
-                let activations = self.activations.clone();
-                self.recordings.insert(shape, Recording::Done { graph, result, activations });
-                result
-            }
+        if self.recordings.get(shape).is_none() {
+            self.capture(shape, ops);
+        }
+        let recording = must(self.recordings.get(shape).ok_or("a recording is gone"));
+        must(recording.graph.launch(&self.stream));
+        self.activations = recording.activations.clone();
+        self.without_padding(recording.result)
+    }
+
+    fn prepare(&mut self, ops: &dyn Fn(&mut Self) -> CudaTensor) {
+        let Some(shape) = self.shape() else { return };
+        if !self.recordings.has_run(shape.num_seqs) {
+            ops(self);
+            self.activations.clear();
+            self.angles_of = None;
+        }
+        if self.recordings.get(shape).is_none() {
+            self.capture(shape, ops);
         }
     }
 
     fn gather_rows(&mut self, x: CudaTensor, rows: &[u32]) -> CudaTensor {
-        if rows.len() == x.rows && rows.iter().enumerate().all(|(i, &row)| row as usize == i) {
+        let step = self.step();
+        let all = rows.len() == x.rows || (x.rows, rows.len()) == (step.num_tokens, step.num_given);
+        if all && rows.iter().enumerate().all(|(i, &row)| row as usize == i) {
             return x;
         }
         let index = must(self.activations.take_bytes(rows.len() * 4));
-        must(self.stream.upload(index, rows));
+        must(self.staging.push(&self.stream, index, rows));
         let out = self.take(rows.len(), x.cols);
-        must(self.gather.run(&self.stream, [x.data, index, out.data], rows.len(), x.cols));
+        let chosen = (self.chosen.all(), x.rows);
+        must(self.gather.run(&self.stream, [x.data, index, out.data], chosen, rows.len(), x.cols));
         out
     }
 

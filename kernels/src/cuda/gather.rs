@@ -29,11 +29,12 @@ impl Gather {
         Ok(Self { function })
     }
 
-    /// Copies row `index[i]` of `table` to row `i` of `out`.
+    /// Copies row `index[i]` of `table` to row `i` of `out`; an index with its highest bit set names a place in `chosen`, where the
+    /// index is. What is not among the table's rows counts as 0.
     ///
     /// # Shapes
-    /// - `table`: `[any, cols]`, `out`: `[rows, cols]`; `cols` is a multiple of 8
-    /// - `index`: `[rows]`, u32, each below the table's rows: the caller's promise, the host does not see it
+    /// - `table`: `[table_rows, cols]`, `out`: `[rows, cols]`; `cols` is a multiple of 8
+    /// - `index`: `[rows]`, `chosen`: `[any]`, u32
     ///
     /// # Errors
     /// An operand is too short, or the driver fails.
@@ -41,6 +42,7 @@ impl Gather {
         &self,
         stream: &Stream,
         [table, index, out]: [DeviceSlice; 3],
+        (chosen, table_rows): (DeviceSlice, usize),
         rows: usize,
         cols: usize,
     ) -> Result<(), CudaError> {
@@ -50,7 +52,15 @@ impl Gather {
             return Err(CudaError::Unsupported { what: format!("rows of {cols} elements") });
         }
         let launch = Launch { grid: (rows, 1, 1), threads: 128, shared_bytes: 0, overlap: true };
-        let args = [table.into(), index.into(), out.into(), Arg::from(cols)];
+        let args = [
+            table.into(),
+            index.into(),
+            chosen.into(),
+            out.into(),
+            Arg::from(table_rows),
+            Arg::from(chosen.len() / 4),
+            Arg::from(cols),
+        ];
         // SAFETY: the arguments are the kernel's, and the lengths are checked above.
         Ok(unsafe { self.function.launch(stream, launch, &args) }?)
     }
