@@ -21,7 +21,11 @@ impl Upload {
     /// # Errors
     /// The host has not that much left to lock.
     pub fn new(device: &Arc<Device>, capacity: usize) -> Result<Self, DeviceError> {
-        Ok(Self { buffer: PinnedBuffer::new(device, capacity)?, used: 0, done: Event::new(device)? })
+        Ok(Self {
+            buffer: PinnedBuffer::new(device, capacity)?,
+            used: 0,
+            done: Event::new(device)?,
+        })
     }
 
     /// Begins anew, once the copies of the time before are done.

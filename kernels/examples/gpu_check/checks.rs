@@ -103,8 +103,7 @@ fn gather(rig: &mut Rig, rows: usize, cols: usize) -> Outcome<()> {
         (*first, index[1]) = (u32::MAX, 0);
     }
     chosen.push(3);
-    let (dt, di, dc) =
-        (rig.upload(&table)?, rig.upload_raw(&named)?, rig.upload_raw(&chosen)?);
+    let (dt, di, dc) = (rig.upload(&table)?, rig.upload_raw(&named)?, rig.upload_raw(&chosen)?);
     let out = rig.output(rows * cols * 2)?;
     Gather::load(&rig.tools)?.run(&rig.stream, [dt, di, out.data], (dc, 11), rows, cols)?;
     let expected: Vec<f32> =

@@ -68,9 +68,7 @@ pub(super) fn shapes(num_seqs: usize, context: usize) -> Vec<StepShape> {
     let contexts: Vec<usize> = contexts.collect();
     counts
         .into_iter()
-        .flat_map(|num_seqs| {
-            contexts.iter().map(move |&context| StepShape { num_seqs, context })
-        })
+        .flat_map(|num_seqs| contexts.iter().map(move |&context| StepShape { num_seqs, context }))
         .collect()
 }
 

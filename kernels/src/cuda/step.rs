@@ -118,8 +118,7 @@ impl Staging {
             num_given,
             token_ids: self.list(region, tokens.copied().chain(fill(0, padding.rows))),
             positions: self.list(region, positions.copied().chain(fill(0, padding.rows))),
-            slot_mapping: self
-                .list(region, slots.copied().chain(fill(padding.slot, padding.rows))),
+            slot_mapping: self.list(region, slots.copied().chain(fill(padding.slot, padding.rows))),
             max_context: singles.clone().map(|seq| seq.context_len).max().unwrap_or(0),
             singles: self.seqs(region, singles),
             chunks: self.seqs(region, chunks),
