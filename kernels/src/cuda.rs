@@ -22,13 +22,13 @@ mod step;
 mod toolchain;
 mod upload;
 
-pub use activations::CudaTensor;
+pub use activations::{ActivationBytes, CudaTensor};
 pub use add_bias::AddBias;
 pub use backend::{CudaBackend, CudaConfig, CudaMatrix, CudaRope, CudaVector};
 pub use choice::CudaChoice;
 pub use error::CudaError;
 pub use gather::Gather;
-pub use paged_attention_decode::{DecodeBatch, PagedAttentionDecode};
+pub use paged_attention_decode::{DECODE_SCRATCH_BYTES, DecodeBatch, PagedAttentionDecode};
 pub use paged_attention_prefill::{PagedAttentionPrefill, PrefillBatch};
 pub use rms_norm::RmsNorm;
 pub use rope_kv_write::{QkNorms, RopeKvWrite};

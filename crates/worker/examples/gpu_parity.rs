@@ -11,7 +11,7 @@ use stallfree_core::{
 };
 use stallfree_device::Dtype;
 use stallfree_kernels::cpu::{CpuBackend, CpuConfig, KvType};
-use stallfree_kernels::cuda::{CudaBackend, CudaConfig};
+use stallfree_kernels::cuda::{ActivationBytes, CudaBackend, CudaConfig};
 use stallfree_kernels::{Backend, WeightType};
 use stallfree_models::tiny::TinyModel;
 use stallfree_models::{Checkpoint, LoadOptions};
@@ -35,7 +35,7 @@ fn cuda(dtype: Dtype, ampere_path: bool) -> CudaBackend {
         ampere_path,
         weight_bytes: 2 << 30,
         max_tokens: 4096,
-        activation_bytes: [64 << 20, 1 << 30],
+        activation_bytes: ActivationBytes { base: 64 << 20, layer: 1 << 30, logits: 1 << 30 },
     })
     .unwrap()
 }

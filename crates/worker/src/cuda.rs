@@ -4,16 +4,13 @@ use std::path::PathBuf;
 
 use stallfree_core::{Clock, KvGeometry, WallClock};
 use stallfree_device::Dtype;
-use stallfree_kernels::cuda::{CudaBackend, CudaConfig};
+use stallfree_kernels::cuda::{ActivationBytes, CudaBackend, CudaConfig, DECODE_SCRATCH_BYTES};
 use stallfree_kernels::{Backend, WeightType};
 use stallfree_models::{Checkpoint, DtypeChoice, LoadOptions, ModelConfig};
 
 use crate::cpu::probe;
 use crate::runner::HEAD_ROWS;
 use crate::{Error, KvSize, Runner, ThreadExecutor, WorkerReport};
-
-/// Room in each layer's activations for what attention leaves between its parts.
-const ATTENTION_SCRATCH: usize = 128 << 20;
 
 /// How to start a worker on a GPU.
 #[derive(Clone, Debug)]
@@ -134,13 +131,13 @@ fn weight_bytes(model: &ModelConfig, max_tokens: usize) -> usize {
         + (1 << 20)
 }
 
-/// Returns the bytes before the first layer, and of a layer or a slice of the head, whichever is larger.
-fn activation_bytes(model: &ModelConfig, max_tokens: usize) -> [usize; 2] {
+fn activation_bytes(model: &ModelConfig, max_tokens: usize) -> ActivationBytes {
     let query = model.num_heads * model.head_dim;
     let qkv = query + 2 * model.num_kv_heads * model.head_dim;
     let row = 5 * model.hidden_size + qkv + 2 * query + 3 * model.intermediate_size;
-    let layer = max_tokens * row * 2;
-    let head = max_tokens * model.hidden_size * 2 * 3
-        + HEAD_ROWS.min(max_tokens) * (model.hidden_size * 2 + model.vocab_size * 4);
-    [max_tokens * model.hidden_size * 2 + (1 << 20), layer.max(head) + ATTENTION_SCRATCH]
+    ActivationBytes {
+        base: max_tokens * model.hidden_size * 2 + (1 << 20),
+        layer: max_tokens * row * 2 + DECODE_SCRATCH_BYTES + (1 << 20),
+        logits: HEAD_ROWS.min(max_tokens) * model.vocab_size * 4,
+    }
 }

@@ -12,12 +12,32 @@ pub struct CudaTensor {
     pub(super) dtype: Dtype,
 }
 
-/// Three regions, taken once, from which matrices are cut one after the other: what was made before the first layer, and two
-/// that take turns by layer. Addresses depend only on the sequence of ops and the number of rows.
+/// Regions, taken once, from which matrices are cut one after the other: what was made before the first layer, two that take
+/// turns by layer, and one for logits. Addresses depend only on the sequence of ops and the number of rows.
 #[derive(Clone, Debug)]
 pub(super) struct Activations {
     regions: [Region; 3],
     current: usize,
+    logits: DeviceSlice,
+}
+
+/// How many bytes the regions have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ActivationBytes {
+    /// Before the first layer.
+    pub base: usize,
+    /// In each of two layers.
+    pub layer: usize,
+    /// Of logits, those of a slice of the head.
+    pub logits: usize,
+}
+
+impl ActivationBytes {
+    /// Returns all of them together.
+    #[must_use]
+    pub const fn total(self) -> usize {
+        self.base + 2 * self.layer + self.logits
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -30,15 +50,15 @@ struct Region {
 const ALIGN: usize = 256;
 
 impl Activations {
-    /// Takes `base` bytes for what precedes the layers and `layer` bytes for each of two layers.
     pub(super) fn new(
         arena: &mut DeviceArena,
-        base: usize,
-        layer: usize,
+        bytes: ActivationBytes,
     ) -> Result<Self, DeviceError> {
+        let logits = arena.take("logits", bytes.logits)?;
         let mut region =
             |bytes| arena.take("activations", bytes).map(|all| Region { all, used: 0 });
-        Ok(Self { regions: [region(base)?, region(layer)?, region(layer)?], current: 0 })
+        let regions = [region(bytes.base)?, region(bytes.layer)?, region(bytes.layer)?];
+        Ok(Self { regions, current: 0, logits })
     }
 
     /// Forgets all matrices.
@@ -62,6 +82,19 @@ impl Activations {
     ) -> Result<CudaTensor, DeviceError> {
         let data = self.take_bytes(rows * cols * dtype.bytes())?;
         Ok(CudaTensor { data, rows, cols, dtype })
+    }
+
+    /// Takes a matrix of logits in the place of the last one.
+    pub(super) fn take_logits(
+        &self,
+        rows: usize,
+        cols: usize,
+    ) -> Result<CudaTensor, DeviceError> {
+        let (bytes, left) = (rows * cols * 4, self.logits.len());
+        if bytes > left {
+            return Err(DeviceError::ArenaFull { what: "logits".to_owned(), bytes, left });
+        }
+        Ok(CudaTensor { data: self.logits.slice(0, bytes), rows, cols, dtype: Dtype::F32 })
     }
 
     /// Takes a range that lives until the layer after the next begins.

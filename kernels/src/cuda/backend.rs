@@ -11,7 +11,7 @@ use stallfree_device::{
     CubinCache, Device, DeviceArena, DeviceSlice, Dtype, Stream, begin_capture, end_capture,
 };
 
-use super::activations::{Activations, CudaTensor};
+use super::activations::{ActivationBytes, Activations, CudaTensor};
 use super::choice::{Chosen, CudaChoice};
 use super::must;
 use super::products::{Products, Weight};
@@ -48,8 +48,8 @@ pub struct CudaConfig {
     pub weight_bytes: usize,
     /// The most tokens of a step.
     pub max_tokens: usize,
-    /// Bytes of activations before the first layer, and of each of two layers.
-    pub activation_bytes: [usize; 2],
+    /// Bytes of activations.
+    pub activation_bytes: ActivationBytes,
 }
 
 /// A CUDA GPU as a device that models run on.
@@ -138,12 +138,11 @@ impl CudaBackend {
         };
         let stream = Stream::new(&device)?;
         let weights = DeviceArena::new(&device, config.weight_bytes)?;
-        let [base, layer] = config.activation_bytes;
         let chosen_bytes = config.max_tokens.max(1024) * 4;
         let fixed = INPUT_BYTES + WORKSPACE_BYTES + COUNTER_BYTES + chosen_bytes + 4096;
-        let all = base + 2 * layer + fixed;
+        let all = config.activation_bytes.total() + fixed;
         let mut working = DeviceArena::new(&device, all)?;
-        let activations = Activations::new(&mut working, base, layer)?;
+        let activations = Activations::new(&mut working, config.activation_bytes)?;
         let inputs = working.take("a step's inputs", INPUT_BYTES)?;
         let counters = working.take("counters", COUNTER_BYTES)?;
         stream.fill(counters, 0)?;
@@ -200,7 +199,7 @@ impl CudaBackend {
     /// Returns how many bytes the activations may take.
     #[must_use]
     pub const fn activation_bytes(&self) -> usize {
-        self.config.activation_bytes[0] + 2 * self.config.activation_bytes[1]
+        self.config.activation_bytes.total()
     }
 
     fn step(&self) -> Step {
@@ -415,7 +414,7 @@ impl Backend for CudaBackend {
     }
 
     fn head(&mut self, x: CudaTensor, weight: &CudaMatrix) -> CudaTensor {
-        let y = must(self.activations.take(x.rows, weight.rows, Dtype::F32));
+        let y = must(self.activations.take_logits(x.rows, weight.rows));
         self.product(x, Weight { data: weight.data, bias: None, inner: weight.cols }, y)
     }
 

@@ -36,6 +36,9 @@ pub struct PagedAttentionDecode {
     slots: usize,
 }
 
+/// The most bytes of partial results, however many sequences and splits.
+pub const DECODE_SCRATCH_BYTES: usize = 64 << 20;
+
 /// Bytes of a block's shared memory: the warps' maxima, sums and results.
 const fn shared_bytes(heads: HeadShape) -> usize {
     WARPS * heads.group() * (2 + heads.head_dim) * 4
@@ -61,7 +64,7 @@ impl PagedAttentionDecode {
         Ok(Self { function, heads, slots: tools.device.props().num_sms * resident })
     }
 
-    /// Returns how many blocks should share a KV head of a sequence, for `num_seqs` sequences of `context` tokens: the number that
+    /// Returns how many blocks should share a KV head of a sequence, within [`DECODE_SCRATCH_BYTES`], for `num_seqs` sequences of `context` tokens: the number that
     /// ends soonest if a wave of blocks takes the time of its share and of `WAVE_COST` more tiles.
     #[must_use]
     pub fn splits(&self, num_seqs: usize, context: usize) -> usize {
@@ -70,14 +73,20 @@ impl PagedAttentionDecode {
             let share = tiles.div_ceil(splits).next_multiple_of(WARPS);
             (units * splits).div_ceil(self.slots) * (share + WAVE_COST)
         };
-        (1..=tiles.div_ceil(WARPS).clamp(1, 256)).min_by_key(|&splits| cost(splits)).unwrap_or(1)
+        let room = DECODE_SCRATCH_BYTES / self.split_bytes(num_seqs).max(1);
+        let most = tiles.div_ceil(WARPS).min(256).min(room).max(1);
+        (1..=most).min_by_key(|&splits| cost(splits)).unwrap_or(1)
     }
 
-    /// Returns the bytes of the two scratch ranges: partial results, and counters that start as zeros.
+    const fn split_bytes(&self, num_seqs: usize) -> usize {
+        num_seqs * self.heads.num_heads * (self.heads.head_dim + 2) * 4
+    }
+
+    /// Returns the bytes of the two scratch ranges: partial results, if there are several splits, and counters that start as zeros.
     #[must_use]
     pub const fn scratch_bytes(&self, num_seqs: usize, splits: usize) -> (usize, usize) {
-        let units = num_seqs * self.heads.num_kv_heads;
-        (units * splits * self.heads.group() * (self.heads.head_dim + 2) * 4, units * 4)
+        let partial = if splits > 1 { splits * self.split_bytes(num_seqs) } else { 0 };
+        (partial, num_seqs * self.heads.num_kv_heads * 4)
     }
 
     /// Submits.
