@@ -221,6 +221,9 @@ impl Backend for CpuBackend {
     fn begin_step(&mut self, inputs: &StepInputs) {
         self.pool.wake();
         self.inputs.clone_from(inputs);
+        for token in self.inputs.token_ids.iter_mut().filter(|token| **token >> 31 == 1) {
+            *token = self.chosen.get((*token & !(1 << 31)) as usize).copied().unwrap_or(0);
+        }
         self.arena.clear();
         self.angles.clear();
         self.chosen.clear();

@@ -308,10 +308,10 @@ impl<B: Backend> Runner<B> {
                     output.tokens.push(SampledToken { seq, token, logprobs });
                 }
                 (Found::PromptLogprobs(found), Some((last, list))) if *last == seq => {
-                    list.push(found)
+                    list.push(found);
                 }
                 (Found::PromptLogprobs(found), _) => {
-                    output.prompt_logprobs.push((seq, vec![found]))
+                    output.prompt_logprobs.push((seq, vec![found]));
                 }
             }
         }

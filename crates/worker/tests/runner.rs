@@ -5,7 +5,8 @@
 use std::sync::Arc;
 
 use stallfree_core::{
-    Batch, BatchId, BlockId, Chunk, PromptLogprobs, SampleSpec, SamplingParams, SeqId, TokenId,
+    Batch, BatchId, BlockId, Chunk, PENDING_TOKEN, PromptLogprobs, SampleSpec, SamplingParams,
+    SeqId, TokenId,
 };
 use stallfree_kernels::Backend;
 use stallfree_kernels::cpu::{CpuBackend, CpuConfig};
@@ -39,30 +40,15 @@ struct Seq {
     num_prompt: usize,
 }
 
-/// Continues every prompt greedily, all in one batch a step, in chunks of at most `chunk` tokens; sequence `i` takes every
-/// `stride`th block from `i` on.
+/// Continues every prompt greedily, all in one batch a step, in chunks of at most `chunk` tokens.
 fn generate(
     runner: &mut Runner<CpuBackend>,
     prompts: &[Vec<TokenId>],
     chunk: usize,
 ) -> Vec<Vec<TokenId>> {
-    let blocks = |i: usize| (0..NUM_BLOCKS / prompts.len()).rev().map(move |b| (b, i));
-    let seq = |(i, prompt): (usize, &Vec<TokenId>)| Seq {
-        tokens: prompt.clone(),
-        num_computed: 0,
-        blocks: blocks(i).map(|(b, i)| BlockId((b * prompts.len() + i) as u32)).collect(),
-        num_prompt: prompt.len(),
-    };
-    let mut seqs: Vec<Seq> = prompts.iter().enumerate().map(seq).collect();
+    let mut seqs = seqs(prompts);
     loop {
-        let mut batch =
-            Batch { id: BatchId(0), chunks: vec![], token_ids: vec![], block_ids: vec![] };
-        for (i, seq) in seqs.iter_mut().enumerate() {
-            if seq.tokens.len() - seq.num_prompt == NUM_NEW {
-                continue;
-            }
-            push(&mut batch, i, seq, chunk);
-        }
+        let batch = next_batch(&mut seqs, chunk);
         if batch.chunks.is_empty() {
             return seqs.into_iter().map(|seq| seq.tokens[seq.num_prompt..].to_vec()).collect();
         }
@@ -70,6 +56,56 @@ fn generate(
             seqs[sampled.seq.0 as usize].tokens.push(sampled.token);
         }
     }
+}
+
+/// Does the same with each batch submitted before the tokens of the one before are known.
+fn generate_ahead(
+    runner: &mut Runner<CpuBackend>,
+    prompts: &[Vec<TokenId>],
+    chunk: usize,
+) -> Vec<Vec<TokenId>> {
+    let mut seqs = seqs(prompts);
+    let mut under_way = None;
+    loop {
+        let batch = next_batch(&mut seqs, chunk);
+        let before = under_way.take();
+        if !batch.chunks.is_empty() {
+            under_way = Some(runner.submit(&batch).unwrap());
+        }
+        for chunk in batch.chunks.iter().filter(|chunk| chunk.sample.is_some()) {
+            seqs[chunk.seq.0 as usize].tokens.push(PENDING_TOKEN);
+        }
+        for sampled in before.map_or(Vec::new(), |before| before.wait().unwrap().tokens) {
+            let tokens = &mut seqs[sampled.seq.0 as usize].tokens;
+            *tokens.iter_mut().find(|token| **token == PENDING_TOKEN).unwrap() = sampled.token;
+        }
+        if under_way.is_none() {
+            return seqs.into_iter().map(|seq| seq.tokens[seq.num_prompt..].to_vec()).collect();
+        }
+    }
+}
+
+/// Returns sequences that are still to be computed; sequence `i` takes every `prompts.len()`th block from `i` on.
+fn seqs(prompts: &[Vec<TokenId>]) -> Vec<Seq> {
+    let blocks = |i: usize| (0..NUM_BLOCKS / prompts.len()).rev().map(move |b| (b, i));
+    let seq = |(i, prompt): (usize, &Vec<TokenId>)| Seq {
+        tokens: prompt.clone(),
+        num_computed: 0,
+        blocks: blocks(i).map(|(b, i)| BlockId((b * prompts.len() + i) as u32)).collect(),
+        num_prompt: prompt.len(),
+    };
+    prompts.iter().enumerate().map(seq).collect()
+}
+
+/// Returns a batch of all sequences that have something left to compute.
+fn next_batch(seqs: &mut [Seq], chunk: usize) -> Batch {
+    let mut batch = Batch { id: BatchId(0), chunks: vec![], token_ids: vec![], block_ids: vec![] };
+    for (i, seq) in seqs.iter_mut().enumerate() {
+        if seq.tokens.len() - seq.num_prompt < NUM_NEW {
+            push(&mut batch, i, seq, chunk);
+        }
+    }
+    batch
 }
 
 fn push(batch: &mut Batch, i: usize, seq: &mut Seq, chunk: usize) {
@@ -112,9 +148,16 @@ fn check(architecture: &str) {
             alone,
             "{architecture}, chunks of {chunk}"
         );
+        assert_eq!(
+            generate_ahead(&mut runner, &prompts, chunk),
+            alone,
+            "{architecture}, chunks of {chunk}, submitted ahead"
+        );
     }
     let mut in_passes = runner_of(architecture, 50);
     assert_eq!(generate(&mut in_passes, &prompts, 1000), alone, "{architecture}, in passes");
+    let ahead = generate_ahead(&mut in_passes, &prompts, 1000);
+    assert_eq!(ahead, alone, "{architecture}, in passes, submitted ahead");
     assert!(alone.iter().any(|tokens| tokens != &alone[0]), "{architecture} says one thing only");
 }
 

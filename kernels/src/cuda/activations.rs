@@ -85,11 +85,7 @@ impl Activations {
     }
 
     /// Takes a matrix of logits in the place of the last one.
-    pub(super) fn take_logits(
-        &self,
-        rows: usize,
-        cols: usize,
-    ) -> Result<CudaTensor, DeviceError> {
+    pub(super) fn take_logits(&self, rows: usize, cols: usize) -> Result<CudaTensor, DeviceError> {
         let (bytes, left) = (rows * cols * 4, self.logits.len());
         if bytes > left {
             return Err(DeviceError::ArenaFull { what: "logits".to_owned(), bytes, left });
