@@ -12,10 +12,12 @@ use clap::builder::Styles;
 use clap::builder::styling::{AnsiColor, Style};
 use clap::{Args, Parser, Subcommand};
 
+use crate::bench::BenchArgs;
+
 pub(crate) use number::Auto;
 pub(crate) use serve::{
-    CacheArgs, DeviceKind, Dtype, Kernels, LoadFormat, ModelArgs, SchedulerArgs, SchedulingPolicy,
-    ServeArgs, ServerArgs,
+    CacheArgs, DeviceKind, Dtype, EngineArgs, Kernels, LoadFormat, ModelArgs, SchedulerArgs,
+    SchedulingPolicy, ServeArgs, ServerArgs,
 };
 
 /// A fast LLM server in which the scheduler is yours to choose.
@@ -35,6 +37,8 @@ pub(crate) enum Command {
     Serve(Box<ServeArgs>),
     /// Chat with a model in the terminal
     Chat(Box<ChatArgs>),
+    /// Measure a server or an engine: latencies, stalls, capacity
+    Bench(Box<BenchArgs>),
     /// List the scheduling policies, their papers and their settings
     Schedulers,
     /// List the supported architectures and the models cached on this machine

@@ -14,8 +14,8 @@ use stallfree_server::{CorsConfig, Limits, ReportConfig};
 use stallfree_worker::KvSize;
 
 use crate::args::{
-    Auto, CacheArgs, DeviceKind, Dtype, Kernels, LoadFormat, ModelArgs, SchedulerArgs,
-    SchedulingPolicy, ServeArgs, ServerArgs,
+    Auto, CacheArgs, DeviceKind, Dtype, EngineArgs, Kernels, LoadFormat, ModelArgs, SchedulerArgs,
+    SchedulingPolicy, ServerArgs,
 };
 use crate::environment::Environment;
 
@@ -57,6 +57,15 @@ pub(crate) enum DeviceConfig {
     Cpu(CpuConfig),
     /// On the first NVIDIA GPU.
     Cuda(GpuConfig),
+}
+
+impl DeviceConfig {
+    /// Returns whether it only predicts how long computing would take.
+    pub(crate) const fn is_simulated(&self) -> bool {
+        match self {
+            Self::Cpu(_) | Self::Cuda(_) => false,
+        }
+    }
 }
 
 /// How to use a GPU.
@@ -137,12 +146,12 @@ pub(crate) struct FrontConfig {
 }
 
 impl InstanceConfig {
-    /// Resolves the flags of `serve` that concern the engine.
+    /// Resolves the flags that concern the engine.
     ///
     /// # Errors
     /// A flag's value can't work; the message names the flag.
-    pub(crate) fn resolve(args: &ServeArgs, environment: &Environment) -> Result<Self> {
-        let ServeArgs { model, scheduler, cache, .. } = args;
+    pub(crate) fn resolve(args: &EngineArgs, environment: &Environment) -> Result<Self> {
+        let EngineArgs { model, scheduler, cache } = args;
         let scheduler_config = scheduler_config(scheduler, cache);
         // Only to find out now, not after minutes of loading, whether name and settings do.
         Registry::default().build(&scheduler.scheduler, &scheduler_config)?;

@@ -24,6 +24,22 @@ pub(crate) fn note(text: impl Display) {
     let _written = writeln!(io::stderr().lock(), "{text}");
 }
 
+/// Returns how this process was started, as one line for a shell.
+pub(crate) fn command_line() -> String {
+    let quoted = |arg: std::ffi::OsString| {
+        let arg = arg.to_string_lossy().into_owned();
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_=./:,+@%".contains(c);
+        let plain = !arg.is_empty() && arg.chars().all(is_plain);
+        if plain { arg } else { format!("'{}'", arg.replace('\'', r"'\''")) }
+    };
+    let mut args = std::env::args_os();
+    let program = args.next().map_or_else(String::new, |path| {
+        let name = std::path::Path::new(&path).file_name();
+        name.map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+    });
+    std::iter::once(program).chain(args.map(quoted)).collect::<Vec<_>>().join(" ")
+}
+
 /// Returns whether a person watches standard error.
 pub(crate) fn is_interactive() -> bool {
     io::stderr().is_terminal()

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use stallfree_core::{Clock, Executor, WallClock};
-use stallfree_engine::{Engine, EngineInfo, ThreadedEngine};
+use stallfree_core::{Clock, Executor as _, WallClock};
+use stallfree_engine::{Engine, EngineInfo, StepObserver, ThreadedEngine};
 use stallfree_models::{
     Checkpoint, GenerationDefaults, GgufTokenizer, LoadOptions, SpecialTokens, TokenizerSource,
 };
@@ -63,6 +63,19 @@ pub(crate) struct StartReport {
     pub(crate) phases: Vec<(&'static str, Duration)>,
 }
 
+/// An engine that nothing drives yet.
+#[derive(Debug)]
+pub(crate) struct Built {
+    /// The engine.
+    pub(crate) engine: Engine,
+    /// The worker's part of the report.
+    pub(crate) worker: WorkerReport,
+    /// The planner's limits.
+    pub(crate) scheduler: SchedulerConfig,
+    /// How many tokens the model knows.
+    pub(crate) vocab_size: usize,
+}
+
 /// Starts an engine for the model at `path`; `name` labels its metrics.
 ///
 /// # Errors
@@ -72,24 +85,65 @@ pub(crate) fn start(path: &Path, name: &str, config: &InstanceConfig) -> Result<
     let checkpoint = open(path, config.weights)?;
     tracing::info!("Model {name}: {}", checkpoint.describe());
     let opened = clock.now();
+    let mut metrics = None;
     // The two don't need each other, and the tokenizer keeps one core busy for as long as a small model's weights do.
-    let (companions, started) = std::thread::scope(|scope| {
+    let (companions, built) = std::thread::scope(|scope| {
         let companions = scope.spawn(|| {
             let started = clock.now();
             companions(&checkpoint, config).map(|companions| (companions, clock.now() - started))
         });
-        let started = start_worker(&checkpoint, config);
-        (companions.join(), started)
+        let built = build(&checkpoint, config, |scheduler| {
+            metrics.insert(Metrics::new(name, scheduler.max_model_len)).observer()
+        });
+        (companions.join(), built)
     });
     let (companions, tokenizer_time) =
         companions.map_err(|_| anyhow::anyhow!("reading the tokenizer panicked"))??;
-    let (executor, worker) = started?;
-    let (texts, rows) = (companions.tokenizer.vocab_size(), checkpoint.config().vocab_size);
-    if texts > rows {
+    let Built { engine, worker, scheduler, vocab_size } = built?;
+    let texts = companions.tokenizer.vocab_size();
+    if texts > vocab_size {
         bail!(
-            "the tokenizer has {texts} tokens, but the model only {rows}: they don't belong together"
+            "the tokenizer has {texts} tokens, but the model only {vocab_size}: they don't belong together"
         );
     }
+    let metrics = metrics.context("the engine was built without its metrics")?;
+    let engine_clock: Arc<dyn Clock> = Arc::new(WallClock::start());
+    let engine = ThreadedEngine::spawn(engine, engine_clock, config.max_num_waiting)?;
+    let mut phases = vec![("open model", opened.since_start())];
+    phases.push(("read tokenizer (beside the next)", tokenizer_time));
+    phases.extend(worker.phases.iter().copied());
+    let model_len = checkpoint.config().max_model_len();
+    let report =
+        StartReport { worker, policy: config.policy.clone(), scheduler, model_len, phases };
+    Ok(Instance { engine: Arc::new(engine), metrics, companions, report })
+}
+
+/// Builds an engine for the model at `path` that `observer` watches, without what only text needs.
+///
+/// # Errors
+/// As [`start`].
+pub(crate) fn engine(
+    path: &Path,
+    config: &InstanceConfig,
+    observer: Box<dyn StepObserver>,
+) -> Result<Built> {
+    build(&open(path, config.weights)?, config, |_| observer)
+}
+
+/// Reads the tokenizer of the model at `path` alone.
+///
+/// # Errors
+/// The model has none, or it can't be read.
+pub(crate) fn open_tokenizer(path: &Path, config: &InstanceConfig) -> Result<Tokenizer> {
+    tokenizer(&open(path, config.weights)?, config)
+}
+
+fn build(
+    checkpoint: &Checkpoint,
+    config: &InstanceConfig,
+    observer: impl FnOnce(&SchedulerConfig) -> Box<dyn StepObserver>,
+) -> Result<Built> {
+    let (executor, worker) = start_worker(checkpoint, config)?;
     let model_len = checkpoint.config().max_model_len();
     let scheduler = SchedulerConfig {
         max_in_flight: executor.max_in_flight(),
@@ -102,16 +156,9 @@ pub(crate) fn start(path: &Path, name: &str, config: &InstanceConfig) -> Result<
         enable_prefix_caching: scheduler.enable_prefix_caching,
     };
     let planner = Planner::new(scheduler.clone(), worker.kv, &config.policy)?;
-    let metrics = Metrics::new(name, scheduler.max_model_len);
-    let engine = Engine::new(planner, Box::new(executor), Some(metrics.observer()), info);
-    let engine_clock: Arc<dyn Clock> = Arc::new(WallClock::start());
-    let engine = ThreadedEngine::spawn(engine, engine_clock, config.max_num_waiting)?;
-    let mut phases = vec![("open model", opened.since_start())];
-    phases.push(("read tokenizer (beside the next)", tokenizer_time));
-    phases.extend(worker.phases.iter().copied());
-    let report =
-        StartReport { worker, policy: config.policy.clone(), scheduler, model_len, phases };
-    Ok(Instance { engine: Arc::new(engine), metrics, companions, report })
+    let observer = observer(&scheduler);
+    let engine = Engine::new(planner, Box::new(executor), Some(observer), info);
+    Ok(Built { engine, worker, scheduler, vocab_size: checkpoint.config().vocab_size })
 }
 
 fn open(path: &Path, weights: WeightsFrom) -> Result<Checkpoint> {
@@ -203,13 +250,7 @@ fn scheduler_config(
 
 /// Reads what belongs to the model beside its weights.
 fn companions(checkpoint: &Checkpoint, config: &InstanceConfig) -> Result<Companions> {
-    let tokenizer = match &config.tokenizer {
-        TokenizerFrom::File(path) => Tokenizer::from_file(path),
-        TokenizerFrom::Model => match checkpoint.tokenizer_source()? {
-            TokenizerSource::File(path) => Tokenizer::from_file(path),
-            TokenizerSource::Gguf(vocab) => Tokenizer::from_gguf(vocab_of(*vocab)),
-        },
-    }?;
+    let tokenizer = tokenizer(checkpoint, config)?;
     let template = match &config.chat_template {
         TemplateFrom::Text(text) => Some(text.clone()),
         TemplateFrom::Model => checkpoint.chat_template()?,
@@ -228,6 +269,16 @@ fn companions(checkpoint: &Checkpoint, config: &InstanceConfig) -> Result<Compan
         generation,
         special: checkpoint.special_tokens()?,
     })
+}
+
+fn tokenizer(checkpoint: &Checkpoint, config: &InstanceConfig) -> Result<Tokenizer> {
+    Ok(match &config.tokenizer {
+        TokenizerFrom::File(path) => Tokenizer::from_file(path),
+        TokenizerFrom::Model => match checkpoint.tokenizer_source()? {
+            TokenizerSource::File(path) => Tokenizer::from_file(path),
+            TokenizerSource::Gguf(vocab) => Tokenizer::from_gguf(vocab_of(*vocab)),
+        },
+    }?)
 }
 
 fn vocab_of(gguf: GgufTokenizer) -> GgufVocab {

@@ -1,6 +1,7 @@
 //! A fast LLM server in which the scheduler is yours to choose.
 
 mod args;
+mod bench;
 mod chat;
 mod config;
 mod console;
@@ -24,13 +25,14 @@ fn main() -> ExitCode {
         Err(error) => error.exit(),
     };
     let environment = Environment::read();
-    let is_chat = matches!(parsed.cli.command, Command::Chat(_));
-    log::start(environment.log.as_deref().unwrap_or(if is_chat { "warn" } else { "info" }));
+    let is_quiet = matches!(parsed.cli.command, Command::Chat(_) | Command::Bench(_));
+    log::start(environment.log.as_deref().unwrap_or(if is_quiet { "warn" } else { "info" }));
     for notice in &parsed.notices {
         tracing::warn!("{notice}");
     }
     let done = match &parsed.cli.command {
         Command::Serve(args) => serve::run(args, &environment),
+        Command::Bench(args) => bench::run(args, &environment),
         Command::Schedulers => schedulers::print_all(),
         Command::Chat(args) => chat::run(args, &environment),
         Command::Models => models::print_all(&environment),

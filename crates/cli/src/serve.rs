@@ -26,11 +26,11 @@ const BACKLOG: u32 = 1024;
 /// A flag, the port, the model or the machine doesn't allow it.
 pub(crate) fn run(args: &ServeArgs, environment: &Environment) -> Result<()> {
     let clock = WallClock::start();
-    let config = InstanceConfig::resolve(args, environment)?;
+    let config = InstanceConfig::resolve(&args.engine, environment)?;
     let front = FrontConfig::resolve(&args.server, environment)?;
     // A port that is taken shows now, not after minutes of loading.
     let socket = bind(&front)?;
-    let found = model_source::find(&args.model, environment)?;
+    let found = model_source::find(&args.engine.model, environment)?;
     let found_at = clock.now();
     let name = front.served_model_names.first().map_or(found.name(), String::as_str).to_owned();
     let instance = instance::start(&found.path, &name, &config)?;

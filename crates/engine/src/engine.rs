@@ -126,7 +126,7 @@ impl Engine {
         self.last_collected = now;
         self.stats.num_steps += 1;
         self.planner.complete(&batch.plan.chunks);
-        let num_sampled = output.tokens.len();
+        let (num_sampled, device_time) = (output.tokens.len(), output.device_time);
         for (id, lists) in output.prompt_logprobs {
             let chunk = batch.plan.chunks.iter().find(|chunk| chunk.seq == id);
             let seq = self.planner.sequence(id).zip(self.seqs.get_mut(&id));
@@ -138,7 +138,7 @@ impl Engine {
             self.take_token(sampled, now);
         }
         if let Some((observer, record)) =
-            self.observer.as_mut().zip(batch.into_record(now, num_sampled))
+            self.observer.as_mut().zip(batch.into_record(now, num_sampled, device_time))
         {
             observer.on_step(&record);
         }

@@ -198,6 +198,8 @@ pub struct StepRecord {
     pub started: Time,
     /// When its output was there.
     pub finished: Time,
+    /// How long the device worked on it; less than the time between the two where batches queue for the device.
+    pub device_time: Duration,
     /// Each chunk's sequence, tokens, and whether these were prompt tokens.
     pub chunks: Vec<StepChunk>,
     /// Tokens that it produced.

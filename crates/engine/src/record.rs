@@ -47,12 +47,18 @@ pub(crate) fn observe(plan: &Plan, planner: &Planner) -> Observed {
 
 impl InFlight {
     /// Returns the record of the completed step; `None` if nobody watched when it was planned.
-    pub(crate) fn into_record(self, finished: Time, num_sampled: usize) -> Option<StepRecord> {
+    pub(crate) fn into_record(
+        self,
+        finished: Time,
+        num_sampled: usize,
+        device_time: Duration,
+    ) -> Option<StepRecord> {
         let Observed { chunks, num_waiting, num_running } = self.observed?;
         Some(StepRecord {
             batch: self.id,
             started: self.submitted,
             finished,
+            device_time,
             chunks,
             num_sampled,
             preempted: self.plan.preempted,

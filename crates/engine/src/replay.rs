@@ -44,11 +44,17 @@ impl Replay {
 
     /// Submits a request now. Dropping the stream cancels it at the next step.
     pub fn submit(&mut self, request: Request) -> OutputStream {
+        self.submit_as_of(self.now, request)
+    }
+
+    /// Submits a request that came at `arrived`. A step moves time on to the next event, so that who answers to the step's outputs
+    /// does so at a moment that is over.
+    pub fn submit_as_of(&mut self, arrived: Time, request: Request) -> OutputStream {
         let id = SeqId(self.next_seq);
         self.next_seq += 1;
         let inbox = Arc::clone(&self.inbox);
         let (output, stream) = output_stream(id, move || send(&inbox, Command::Cancel(id)));
-        send(&self.inbox, Command::Add { id, request, arrived: self.now, output });
+        send(&self.inbox, Command::Add { id, request, arrived, output });
         stream
     }
 

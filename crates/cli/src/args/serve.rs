@@ -10,7 +10,18 @@ use super::number::{Auto, count, positive};
 /// The flags of `serve`.
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
-    /// What to serve.
+    /// What answers.
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+    /// How clients reach it.
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
+}
+
+/// The flags of an engine, with or without a server before it.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct EngineArgs {
+    /// What to run.
     #[command(flatten)]
     pub(crate) model: ModelArgs,
     /// Who runs next.
@@ -19,9 +30,6 @@ pub(crate) struct ServeArgs {
     /// Where the KV cache lies, and how large it is.
     #[command(flatten)]
     pub(crate) cache: CacheArgs,
-    /// How clients reach it.
-    #[command(flatten)]
-    pub(crate) server: ServerArgs,
 }
 
 /// Which model, and how to read it.

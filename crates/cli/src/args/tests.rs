@@ -58,24 +58,27 @@ fn counts_take_suffixes() {
 #[test]
 fn vllms_flags_mean_the_same() {
     let defaults = check("", "");
-    assert_eq!((defaults.server.port, defaults.cache.block_size), (8000, 16));
-    assert_eq!((defaults.scheduler.max_num_seqs, &*defaults.scheduler.scheduler), (256, "sarathi"));
-    assert_eq!(defaults.model.max_model_len, None);
+    assert_eq!((defaults.server.port, defaults.engine.cache.block_size), (8000, 16));
+    assert_eq!(
+        (defaults.engine.scheduler.max_num_seqs, &*defaults.engine.scheduler.scheduler),
+        (256, "sarathi")
+    );
+    assert_eq!(defaults.engine.model.max_model_len, None);
 
     let args =
         check("org/name --max_model_len=8K --port=9 --served-model-name a b --api-key x", "");
-    assert_eq!(args.model.model.as_deref(), Some("org/name"));
-    assert_eq!(args.model.max_model_len, Some(Auto::Exactly(8192)));
+    assert_eq!(args.engine.model.model.as_deref(), Some("org/name"));
+    assert_eq!(args.engine.model.max_model_len, Some(Auto::Exactly(8192)));
     assert_eq!(args.server.served_model_name, ["a", "b"]);
     assert_eq!(args.server.api_key, ["x"]);
 
-    assert_eq!(check("--max-model-len -1", "").model.max_model_len, Some(Auto::Fit));
-    assert_eq!(check("--max-model-len auto", "").model.max_model_len, Some(Auto::Fit));
-    assert_eq!(check("--model m", "").model.model_flag.as_deref(), Some("m"));
-    assert!(check("--no-enable-prefix-caching", "").cache.no_enable_prefix_caching);
+    assert_eq!(check("--max-model-len -1", "").engine.model.max_model_len, Some(Auto::Fit));
+    assert_eq!(check("--max-model-len auto", "").engine.model.max_model_len, Some(Auto::Fit));
+    assert_eq!(check("--model m", "").engine.model.model_flag.as_deref(), Some("m"));
+    assert!(check("--no-enable-prefix-caching", "").engine.cache.no_enable_prefix_caching);
     let last_wins = check("--no-enable-prefix-caching --enable-prefix-caching", "");
-    assert!(!last_wins.cache.no_enable_prefix_caching);
-    let settings = check("--scheduler-config a=1 --scheduler_config b=x=y", "").scheduler;
+    assert!(!last_wins.engine.cache.no_enable_prefix_caching);
+    let settings = check("--scheduler-config a=1 --scheduler_config b=x=y", "").engine.scheduler;
     let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
     assert_eq!(settings.scheduler_config, [pair("a", "1"), pair("b", "x=y")]);
 }
@@ -90,7 +93,10 @@ fn vllms_other_flags_are_answered_by_name() {
     check("-tp 1", "");
     check("--tensor-parallel-size=1", "");
     // The value of a flag of ours is not mistaken for a flag of vLLM's.
-    assert_eq!(check("--chat-template task", "").model.chat_template.as_deref(), Some("task"));
+    assert_eq!(
+        check("--chat-template task", "").engine.model.chat_template.as_deref(),
+        Some("task")
+    );
 
     check_refused("-tp 2", &["--tensor-parallel-size", "known", "not supported"]);
     check_refused("--pipeline_parallel_size=4", &["--pipeline-parallel-size"]);

@@ -11,7 +11,8 @@ fn resolve(line: &str) -> Result<InstanceConfig, String> {
         .chain(line.split(' ').filter(|word| !word.is_empty()))
         .collect();
     let args = serve_args(&argv).map_err(|error| error.to_string())?;
-    InstanceConfig::resolve(&args, &Environment::read()).map_err(|error| format!("{error:#}"))
+    InstanceConfig::resolve(&args.engine, &Environment::read())
+        .map_err(|error| format!("{error:#}"))
 }
 
 #[test]

@@ -25,7 +25,7 @@ fn nothing(folder: &Path) -> Environment {
 }
 
 fn flags(flags: &[&str]) -> ModelArgs {
-    serve_args(&[&["stallfree", "serve"], flags].concat()).unwrap().model
+    serve_args(&[&["stallfree", "serve"], flags].concat()).unwrap().engine.model
 }
 
 fn check_fails(environment: &Environment, line: &[&str], expected: &[&str]) {

@@ -25,12 +25,12 @@ impl PrivateServer {
     /// # Errors
     /// As [`super::run`].
     pub(crate) fn start(args: &ServeArgs, environment: &Environment) -> Result<Self> {
-        let config = InstanceConfig::resolve(args, environment)?;
+        let config = InstanceConfig::resolve(&args.engine, environment)?;
         let front = FrontConfig {
             api_keys: Vec::new(),
             ..FrontConfig::resolve(&args.server, environment)?
         };
-        let found = model_source::find(&args.model, environment)?;
+        let found = model_source::find(&args.engine.model, environment)?;
         let instance = instance::start(&found.path, found.name(), &config)?;
         report::warn(&instance.report);
         let state = front::state(instance, &found, front);

@@ -156,3 +156,68 @@ fn short_commands_print_and_end() {
     let output = Command::new("sh").args(["-c", &script]).output().unwrap();
     assert!(output.stderr.is_empty(), "{output:?}");
 }
+
+#[test]
+fn benchmarks_a_server_and_an_engine() {
+    let model = tiny_model();
+    let results = tempfile::tempdir().unwrap();
+    let bench = |args: &[&str]| {
+        let output = server::stallfree().arg("bench").args(args).output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        (String::from_utf8(output.stdout).unwrap(), errors, output.status.success())
+    };
+    let read = |path: &std::path::Path| -> serde_json::Value {
+        serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+    };
+    let load = [
+        "--num-prompts=12",
+        "--random-input-len=30",
+        "--random-output-len=7",
+        "--request-rate=200",
+    ];
+    let table = [
+        "Successful requests:                     12",
+        "Total generated tokens:                  84",
+    ];
+
+    let mut server = Server::start(model.path(), &[]);
+    for (backend, file) in [("openai", "a.json"), ("openai-chat", "b.json")] {
+        let folder = format!("--result-dir={}", results.path().display());
+        let (url, name) =
+            (format!("--base-url={}", server.url), format!("--result-filename={file}"));
+        let flags = ["serve", &url, "--backend", backend, "--save-detailed", &folder, &name];
+        let (out, errors, done) = bench(&[&flags, &load[..]].concat());
+        assert!(done && table.iter().all(|line| out.contains(line)), "{out}{errors}");
+        let result = read(&results.path().join(file));
+        assert_eq!((&result["completed"], &result["backend"]), (&json!(12), &json!(backend)));
+        assert_eq!(result["output_lens"], json!(vec![7; 12]));
+        assert!(backend != "openai" || result["input_lens"] == json!(vec![30; 12]), "{result}");
+        assert!(result["client_cpu_time"].as_f64() > Some(0.0));
+    }
+    let refused = bench(&[
+        "serve",
+        &format!("--base-url={}", server.url),
+        "--model=other",
+        "--num-prompts=1",
+    ]);
+    assert!(!refused.2 && refused.1.contains("other"), "{refused:?}");
+    server.signal("TERM");
+    assert_eq!(server.wait(), Some(0));
+
+    let (model, run) = (model.path().to_str().unwrap(), results.path().join("run"));
+    let flags = [
+        "run",
+        model,
+        "--device=cpu",
+        "--kv-cache-memory-bytes=64M",
+        "--max-num-batched-tokens=256",
+    ];
+    let folder = format!("--run-dir={}", run.display());
+    let (out, errors, done) = bench(&[&flags, &load[..], &[&folder]].concat());
+    assert!(done && table.iter().all(|line| out.contains(line)), "{out}{errors}");
+    assert_eq!(read(&run.join("result.json"))["completed"], 12);
+    let command = std::fs::read_to_string(run.join("command.txt")).unwrap();
+    assert!(command.starts_with("stallfree bench run ") && command.contains("--request-rate=200"));
+    let (listed, ..) = bench(&["list", results.path().to_str().unwrap()]);
+    assert!(listed.contains("run"), "{listed}");
+}

@@ -1,0 +1,101 @@
+//! Fits to data sets that are not shipped: lengths alone, and always labelled synthetic.
+
+use rand::Rng;
+
+use super::{Lengths, TraceRow};
+
+/// A fit to a data set's lengths.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StandIn {
+    /// What to call it.
+    pub name: &'static str,
+    prompt: Lengths,
+    output: Lengths,
+    max_total_len: usize,
+}
+
+/// Stands for ShareGPT cut at 8,192 tokens, as Sarathi-Serve uses it (OSDI '24, table 2): quantiles of 30,731 conversations, prompt
+/// median 1,730 and P90 5,696, output median 415 and P90 834. Prompt and output are drawn apart (their rank correlation is 0.05).
+pub const SHAREGPT: StandIn = StandIn {
+    name: "synthetic-sharegpt",
+    prompt: Lengths::Quantiles(&SHAREGPT_PROMPTS),
+    output: Lengths::Quantiles(&SHAREGPT_OUTPUTS),
+    max_total_len: 8192,
+};
+
+/// Stands for arXiv summarisation cut at 16,384 tokens, as Sarathi-Serve uses it: log-normal fits to the published prompt median
+/// 7,059, P90 12,985 and output median 208, P90 371.
+pub const ARXIV: StandIn = StandIn {
+    name: "synthetic-arxiv",
+    prompt: Lengths::LogNormal { median: 7900.0, sigma: 0.64, max: 16_150 },
+    output: Lengths::LogNormal { median: 208.0, sigma: 0.45, max: 2048 },
+    max_total_len: 16_384,
+};
+
+impl StandIn {
+    /// Draws a request.
+    pub(super) fn sample(&self, rng: &mut impl Rng) -> TraceRow {
+        loop {
+            let row = TraceRow::of(self.prompt.sample(rng), self.output.sample(rng));
+            if row.prompt_len + row.output_len <= self.max_total_len {
+                return row;
+            }
+        }
+    }
+}
+
+const SHAREGPT_PROMPTS: [(f64, f64); 25] = [
+    (0.0, 1.0),
+    (0.01, 12.0),
+    (0.02, 16.0),
+    (0.05, 29.0),
+    (0.1, 74.0),
+    (0.15, 180.0),
+    (0.2, 382.0),
+    (0.25, 580.0),
+    (0.3, 777.0),
+    (0.35, 973.0),
+    (0.4, 1203.0),
+    (0.45, 1457.0),
+    (0.5, 1730.0),
+    (0.55, 2060.0),
+    (0.6, 2401.0),
+    (0.65, 2799.0),
+    (0.7, 3235.0),
+    (0.75, 3734.0),
+    (0.8, 4278.0),
+    (0.85, 4918.0),
+    (0.9, 5696.0),
+    (0.95, 6563.0),
+    (0.975, 7056.0),
+    (0.99, 7434.0),
+    (1.0, 8141.0),
+];
+
+const SHAREGPT_OUTPUTS: [(f64, f64); 25] = [
+    (0.0, 2.0),
+    (0.01, 6.0),
+    (0.02, 19.0),
+    (0.05, 44.0),
+    (0.1, 84.0),
+    (0.15, 130.0),
+    (0.2, 181.0),
+    (0.25, 228.0),
+    (0.3, 271.0),
+    (0.35, 312.0),
+    (0.4, 346.0),
+    (0.45, 381.0),
+    (0.5, 415.0),
+    (0.55, 453.0),
+    (0.6, 493.0),
+    (0.65, 534.0),
+    (0.7, 581.0),
+    (0.75, 628.0),
+    (0.8, 683.0),
+    (0.85, 754.0),
+    (0.9, 834.0),
+    (0.95, 920.0),
+    (0.975, 965.0),
+    (0.99, 998.0),
+    (1.0, 1024.0),
+];
