@@ -1,7 +1,7 @@
 //! Weights that are drawn, for when only a model's speed matters.
 
-use std::thread;
-
+use rayon::iter::{IndexedParallelIterator, ParallelIterator};
+use rayon::slice::ParallelSliceMut;
 use stallfree_kernels::WeightType;
 
 use crate::normal::Stream;
@@ -51,13 +51,8 @@ impl Dummy {
         let (table, _) = self.table.as_chunks::<SIZE>();
         let stream = Stream::named(name, 0);
         let mut bytes = vec![0; len.next_multiple_of(DRAWN_AT_ONCE) * SIZE];
-        let threads = thread::available_parallelism().map_or(1, usize::from);
-        let share = len.div_ceil(threads).max(WORTH_A_THREAD).next_multiple_of(DRAWN_AT_ONCE);
-        thread::scope(|scope| {
-            for (i, part) in bytes.chunks_mut(share * SIZE).enumerate() {
-                let stream = stream.skip((i * share / DRAWN_AT_ONCE) as u64);
-                scope.spawn(move || fill(part, stream, table));
-            }
+        bytes.par_chunks_mut(SHARE * SIZE).enumerate().for_each(|(i, part)| {
+            fill(part, stream.skip((i * SHARE / DRAWN_AT_ONCE) as u64), table);
         });
         bytes.truncate(len * SIZE);
         bytes
@@ -67,8 +62,8 @@ impl Dummy {
 /// A random number of 64 bits draws this many from a table of 65,536.
 const DRAWN_AT_ONCE: usize = 4;
 
-/// Fewer weights are drawn faster than a thread starts.
-const WORTH_A_THREAD: usize = 1 << 18;
+/// How many a thread draws at once.
+const SHARE: usize = 1 << 18;
 
 fn fill<const SIZE: usize>(bytes: &mut [u8], mut stream: Stream, table: &[[u8; SIZE]]) {
     let (values, _) = bytes.as_chunks_mut::<SIZE>();
