@@ -6,6 +6,7 @@
 mod activations;
 mod add_bias;
 mod backend;
+mod ceilings;
 mod choice;
 mod error;
 mod gather;
@@ -25,6 +26,7 @@ mod upload;
 pub use activations::{ActivationBytes, CudaTensor};
 pub use add_bias::AddBias;
 pub use backend::{CudaBackend, CudaConfig, CudaMatrix, CudaRope, CudaVector};
+pub use ceilings::Ceilings;
 pub use choice::CudaChoice;
 pub use error::CudaError;
 pub use gather::Gather;

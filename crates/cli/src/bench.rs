@@ -5,6 +5,7 @@ mod progress;
 mod results;
 mod run;
 mod serve;
+mod step;
 mod workload;
 
 use anyhow::Result;
@@ -27,6 +28,8 @@ enum BenchCommand {
     Serve(Box<serve::ServeBenchArgs>),
     /// Measure an engine in this process, without HTTP; a simulated device runs in virtual time
     Run(Box<run::RunArgs>),
+    /// Measure what a step takes, through the whole engine, beside what the hardware allows
+    Step(Box<step::StepArgs>),
     /// List results, newest first
     List(list::ListArgs),
 }
@@ -39,6 +42,7 @@ pub(crate) fn run(args: &BenchArgs, environment: &Environment) -> Result<()> {
     match &args.command {
         BenchCommand::Serve(args) => serve::run(args),
         BenchCommand::Run(args) => run::run(args, environment),
+        BenchCommand::Step(args) => step::run(args, environment),
         BenchCommand::List(args) => list::run(args),
     }
 }

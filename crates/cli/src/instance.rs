@@ -161,7 +161,11 @@ fn build(
     Ok(Built { engine, worker, scheduler, vocab_size: checkpoint.config().vocab_size })
 }
 
-fn open(path: &Path, weights: WeightsFrom) -> Result<Checkpoint> {
+/// Opens the model at `path`.
+///
+/// # Errors
+/// It can't be read or is not supported.
+pub(crate) fn open(path: &Path, weights: WeightsFrom) -> Result<Checkpoint> {
     let checkpoint = match weights {
         WeightsFrom::Chance => Checkpoint::dummy(path),
         WeightsFrom::Files => Checkpoint::open(path),

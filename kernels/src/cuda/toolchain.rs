@@ -6,7 +6,7 @@ use stallfree_device::{CubinCache, Device, Dtype, Function, Module, Source};
 
 use super::{
     AddBias, CudaError, Gather, HeadShape, PagedAttentionDecode, PagedAttentionPrefill, RmsNorm,
-    RopeKvWrite, SiluMul, SkinnyGemm, SkinnySpec, sampling,
+    RopeKvWrite, SiluMul, SkinnyGemm, SkinnySpec, ceilings, sampling,
 };
 
 /// A source with its macros, its kernels and the dynamic shared memory they ask for.
@@ -83,6 +83,7 @@ pub fn builds(dtype: Dtype) -> Result<Vec<Build>, CudaError> {
         Gather::build(dtype),
         SiluMul::build(dtype),
         sampling::build(dtype),
+        ceilings::build(dtype),
     ];
     for cols in [576, 4096, 8192] {
         builds.push(RmsNorm::build(dtype, cols)?);

@@ -1,0 +1,142 @@
+//! Sends requests to an engine and reads them as a server would.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context as _, Result, anyhow};
+use stallfree_core::{Request, SamplingParams, StopRules, Time, TokenId, TokenLogprob};
+use stallfree_engine::{EngineHandle, OutputStream, StepObserver, StepRecord, ThreadedEngine};
+use stallfree_tokenizer::{Detokenizer, DetokenizerOptions, Tokenizer};
+use tokio::runtime::Runtime;
+use tokio::task::JoinSet;
+
+/// When steps were completed.
+#[derive(Clone, Debug, Default)]
+pub(super) struct StepLog(Arc<Mutex<Vec<Time>>>);
+
+impl StepLog {
+    pub(super) fn observer(&self) -> Box<dyn StepObserver> {
+        Box::new(self.clone())
+    }
+
+    /// Takes the moments out.
+    fn take(&self) -> Vec<Time> {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl StepObserver for StepLog {
+    fn on_step(&mut self, step: &StepRecord) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(step.finished);
+    }
+}
+
+/// Drives one engine.
+pub(super) struct Driver<'a> {
+    engine: &'a ThreadedEngine,
+    tokenizer: Arc<Tokenizer>,
+    log: StepLog,
+    runtime: Runtime,
+    vocab_size: usize,
+    random: u64,
+}
+
+/// What became of a set of requests that were sent at once.
+pub(super) struct Outcome {
+    pub(super) sent: Time,
+    /// When each step was completed.
+    pub(super) steps: Vec<Time>,
+    pub(super) answers: Vec<Answer>,
+}
+
+/// What became of one request.
+pub(super) struct Answer {
+    pub(super) prompt: Vec<TokenId>,
+    pub(super) tokens: Vec<(TokenId, Time)>,
+    pub(super) prompt_logprobs: Vec<Vec<TokenLogprob>>,
+}
+
+impl<'a> Driver<'a> {
+    pub(super) fn new(
+        engine: &'a ThreadedEngine,
+        tokenizer: Arc<Tokenizer>,
+        log: StepLog,
+        vocab_size: usize,
+    ) -> Result<Self> {
+        let runtime = Runtime::new().context("the readers' threads can't be started")?;
+        Ok(Self { engine, tokenizer, log, runtime, vocab_size, random: 1 })
+    }
+
+    /// Lets everything be loaded that a first request would wait for.
+    pub(super) fn warm_up(&mut self) -> Result<()> {
+        let prompts = vec![self.prompt(64); 2];
+        self.run(prompts, 4, None).map(|_| ())
+    }
+
+    /// Returns a prompt of `len` random tokens, different each time, so that no prefix is found.
+    pub(super) fn prompt(&mut self, len: usize) -> Vec<TokenId> {
+        (0..len).map(|_| (self.number() % self.vocab_size as u64) as TokenId).collect()
+    }
+
+    /// Returns a random number (xorshift, Marsaglia 2003).
+    pub(super) const fn number(&mut self) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random
+    }
+
+    /// Sends all prompts at once and reads `max_tokens` greedy tokens of each to the end.
+    pub(super) fn run(
+        &self,
+        prompts: Vec<Vec<TokenId>>,
+        max_tokens: usize,
+        prompt_logprobs: Option<u32>,
+    ) -> Result<Outcome> {
+        self.log.take();
+        let sampling = Arc::new(SamplingParams { prompt_logprobs, ..SamplingParams::greedy() });
+        let stop = StopRules { max_tokens, min_tokens: max_tokens, stop_token_ids: Vec::new() };
+        let sent = self.engine.now();
+        let mut readers = JoinSet::new();
+        for (index, prompt) in prompts.into_iter().enumerate() {
+            let (sampling, stop) = (Arc::clone(&sampling), stop.clone());
+            let request = Request { prompt: prompt.clone(), sampling, stop, priority: 0 };
+            let stream = self.engine.submit(request)?;
+            let reader = read(stream, prompt, Arc::clone(&self.tokenizer));
+            readers.spawn_on(async move { (index, reader.await) }, self.runtime.handle());
+        }
+        let mut answers = self.runtime.block_on(readers.join_all());
+        answers.sort_by_key(|&(index, _)| index);
+        let answers: Result<Vec<_>> = answers.into_iter().map(|(_, answer)| answer).collect();
+        Ok(Outcome { sent, steps: self.log.take(), answers: answers? })
+    }
+}
+
+async fn read(
+    mut stream: OutputStream,
+    prompt: Vec<TokenId>,
+    tokenizer: Arc<Tokenizer>,
+) -> Result<Answer> {
+    let mut text = Detokenizer::after_prompt(tokenizer, DetokenizerOptions::default(), &prompt);
+    let mut answer = Answer { prompt, tokens: Vec::new(), prompt_logprobs: Vec::new() };
+    while let Some(output) = stream.next().await {
+        if let Some(error) = output.error {
+            return Err(anyhow!("the engine failed: {error}"));
+        }
+        for token in output.tokens {
+            text.push(token.token);
+            answer.tokens.push((token.token, token.at));
+        }
+        answer.prompt_logprobs.extend(output.prompt_logprobs);
+    }
+    Ok(answer)
+}
+
+impl Answer {
+    pub(super) fn first(&self) -> Time {
+        self.tokens.first().map_or(Time::ZERO, |&(_, at)| at)
+    }
+
+    pub(super) fn last(&self) -> Time {
+        self.tokens.last().map_or(Time::ZERO, |&(_, at)| at)
+    }
+}

@@ -1,0 +1,263 @@
+//! The kinds of rows.
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::json;
+use stallfree_core::Time;
+
+use super::Measured;
+use super::drive::{Driver, Outcome};
+use super::floor::Floor;
+
+/// What stands over the rows.
+pub(super) const HEADER: &str =
+    "row                        ms      tokens/s   floor ms  of floor  second computation";
+
+/// How many sequences of a decode row are computed a second time.
+const NUM_CHECKED: usize = 4;
+/// How much less likely than the best one a greedy token may look in the second computation: what rounding to bf16 explains.
+const MAX_MARGIN: f32 = 0.25;
+
+/// Parses a flag's list; a dash stands for none.
+pub(super) fn parse_all<T>(texts: &[String], parse: impl Fn(&str) -> Result<T>) -> Result<Vec<T>> {
+    texts.iter().filter(|text| *text != "-").map(|text| parse(text)).collect()
+}
+
+fn number(text: &str, whole: &str) -> Result<usize> {
+    let number = text.parse().ok().filter(|&number| number > 0);
+    number.with_context(|| format!("{whole:?} is no row; write 8x2048, for example"))
+}
+
+/// Sequences that get one token a step.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Decode {
+    batch: usize,
+    context: usize,
+    len: usize,
+}
+
+impl Decode {
+    pub(super) fn parse(text: &str, len: usize) -> Result<Self> {
+        let (batch, context) = text.split_once('x').unwrap_or((text, "512"));
+        if len < 4 {
+            bail!("--decode-len {len} leaves no steps to measure; take at least 4");
+        }
+        Ok(Self { batch: number(batch, text)?, context: number(context, text)?, len })
+    }
+
+    pub(super) fn measure(
+        &self,
+        driver: &mut Driver<'_>,
+        repeats: usize,
+        floor: Option<&Floor>,
+    ) -> Result<Measured> {
+        let Self { batch, context, len } = *self;
+        let mut windows = Vec::new();
+        let mut last = None;
+        for _ in 0..repeats.max(1) {
+            let prompts = (0..batch).map(|_| driver.prompt(context)).collect();
+            let outcome = driver.run(prompts, len, None)?;
+            windows.push(Window::new(&outcome));
+            last = Some(outcome);
+        }
+        windows.sort_by(|a, b| a.median.total_cmp(&b.median));
+        let Window { steps, seconds, median } = windows[windows.len() / 2];
+        let margin = last.map_or(Ok(f32::NAN), |outcome| second_computation(driver, &outcome))?;
+        let mean = seconds / steps as f64;
+        let floor = floor.map(|floor| floor.decode(batch, (context + len / 2) as f64));
+        let is_sound = margin <= MAX_MARGIN;
+        let name = format!("decode {batch} at {context}");
+        let verdict = if is_sound {
+            format!("confirms, margin {margin:.3}")
+        } else {
+            format!("DIFFERS, margin {margin:.3}")
+        };
+        Ok(Measured {
+            line: line(&name, median, batch as f64 / median, floor, &verdict),
+            json: json!({
+                "batch": batch,
+                "ctx": context,
+                "steps": steps,
+                "tok_s": batch as f64 / mean,
+                "ms_step": mean * 1e3,
+                "ms_step_median": median * 1e3,
+                "events": steps,
+                "wall_s": seconds,
+                "floor_ms": floor.map(|floor| floor * 1e3),
+                "of_floor": floor.map(|floor| floor / median),
+                "worst_margin": margin,
+            }),
+            is_sound,
+        })
+    }
+}
+
+/// The steps between the moment when all had begun and that when the first had ended.
+struct Window {
+    steps: usize,
+    seconds: f64,
+    /// The median time from one step to the next.
+    median: f64,
+}
+
+impl Window {
+    fn new(outcome: &Outcome) -> Self {
+        let answers = &outcome.answers;
+        let begin = answers.iter().map(|answer| answer.first()).max().unwrap_or(Time::ZERO);
+        let end = answers.iter().map(|answer| answer.last()).min().unwrap_or(Time::ZERO);
+        let inside = |at: &&Time| **at >= begin && **at <= end;
+        let moments: Vec<Time> = outcome.steps.iter().filter(inside).copied().collect();
+        let mut gaps: Vec<f64> =
+            moments.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect();
+        gaps.sort_by(f64::total_cmp);
+        Self {
+            steps: gaps.len().max(1),
+            seconds: gaps.iter().sum(),
+            median: gaps.get(gaps.len() / 2).copied().unwrap_or(f64::NAN),
+        }
+    }
+}
+
+/// Computes texts again, as prompts, and returns by how much the most doubtful of their tokens misses being the most likely.
+fn second_computation(driver: &Driver<'_>, outcome: &Outcome) -> Result<f32> {
+    let checked = outcome.answers.iter().take(NUM_CHECKED);
+    let texts = checked.map(|answer| {
+        let tokens = answer.tokens.iter().map(|&(token, _)| token);
+        answer.prompt.iter().copied().chain(tokens).collect()
+    });
+    let again = driver.run(texts.collect(), 1, Some(1))?;
+    let mut worst = 0f32;
+    for (answer, again) in outcome.answers.iter().zip(&again.answers) {
+        // The first list belongs to the prompt's second token.
+        let produced = again.prompt_logprobs.iter().skip(answer.prompt.len() - 1);
+        let mut count = 0;
+        for found in produced {
+            let best = found.iter().map(|one| one.logprob).fold(f32::NEG_INFINITY, f32::max);
+            let margin = found.first().map_or(f32::NAN, |own| best - own.logprob);
+            worst = if margin.is_nan() { margin } else { worst.max(margin) };
+            count += 1;
+        }
+        if count != answer.tokens.len() {
+            bail!("the second computation has {count} tokens, not {}", answer.tokens.len());
+        }
+    }
+    Ok(worst)
+}
+
+/// Prompts that come at once, and one token for each.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Prefill {
+    count: usize,
+    len: usize,
+}
+
+impl Prefill {
+    pub(super) fn parse(text: &str) -> Result<Self> {
+        let (count, len) = text.split_once('x').unwrap_or(("", ""));
+        Ok(Self { count: number(count, text)?, len: number(len, text)? })
+    }
+
+    pub(super) fn measure(
+        &self,
+        driver: &mut Driver<'_>,
+        repeats: usize,
+        floor: Option<&Floor>,
+    ) -> Result<Measured> {
+        let Self { count, len } = *self;
+        let mut times = Vec::new();
+        // The first run of a shape chooses algorithms, which serving does once.
+        for run in 0..=repeats.max(1) {
+            let prompts = (0..count).map(|_| driver.prompt(len)).collect();
+            let outcome = driver.run(prompts, 1, None)?;
+            let done = outcome.answers.iter().map(|answer| answer.last()).max();
+            if run > 0 {
+                times.push((done.unwrap_or(outcome.sent) - outcome.sent).as_secs_f64());
+            }
+        }
+        times.sort_by(f64::total_cmp);
+        let median = times[times.len() / 2];
+        let rate = (count * len) as f64 / median;
+        let floor = floor.map(|floor| floor.prefill(count, len));
+        Ok(Measured {
+            line: line(&format!("prefill {count}x{len}"), median, rate, floor, ""),
+            json: json!({
+                "batch": count,
+                "len": len,
+                "s_median": median,
+                "s_min": times[0],
+                "s_max": times[times.len() - 1],
+                "tok_s": rate,
+                "floor_s": floor,
+                "of_floor": floor.map(|floor| floor / median),
+            }),
+            is_sound: true,
+        })
+    }
+}
+
+/// Requests of all sizes that come at once, as an offline job has them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Mix {
+    pub(super) num_requests: usize,
+}
+
+impl Mix {
+    const PROMPT: std::ops::RangeInclusive<u64> = 128..=896;
+    const ANSWER: usize = 256;
+
+    pub(super) fn measure(&self, driver: &mut Driver<'_>) -> Result<Measured> {
+        let spread = Self::PROMPT.end() - Self::PROMPT.start() + 1;
+        let prompts: Vec<_> = (0..self.num_requests)
+            .map(|_| {
+                let len = Self::PROMPT.start() + driver.number() % spread;
+                driver.prompt(len as usize)
+            })
+            .collect();
+        let inputs: usize = prompts.iter().map(Vec::len).sum();
+        let outputs = self.num_requests * Self::ANSWER;
+        let outcome = driver.run(prompts, Self::ANSWER, None)?;
+        let done = outcome.answers.iter().map(|answer| answer.last()).max();
+        let seconds = (done.unwrap_or(outcome.sent) - outcome.sent).as_secs_f64();
+        let total = (inputs + outputs) as f64 / seconds;
+        let name = format!("mix of {}", self.num_requests);
+        let made = format!("{:.0} of these produced", outputs as f64 / seconds);
+        Ok(Measured {
+            line: line(&name, seconds, total, None, &made),
+            json: json!({
+                "n": self.num_requests,
+                "in_tokens": inputs,
+                "out_tokens": outputs,
+                "wall_s": seconds,
+                "total_tok_s": total,
+                "out_tok_s": outputs as f64 / seconds,
+                "req_s": self.num_requests as f64 / seconds,
+            }),
+            is_sound: true,
+        })
+    }
+}
+
+fn line(name: &str, seconds: f64, rate: f64, floor: Option<f64>, note: &str) -> String {
+    let (floor_ms, share) = floor.map_or(("–".to_owned(), "–".to_owned()), |floor| {
+        (format!("{:.2}", floor * 1e3), format!("{:.2}", floor / seconds))
+    });
+    format!("{name:<20} {:>8.2} {rate:>13.0} {floor_ms:>10} {share:>9}  {note}", seconds * 1e3)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Decode, Prefill, parse_all};
+
+    #[test]
+    fn rows_are_read() {
+        let decode = Decode::parse("8x16384", 64).expect("a row");
+        assert_eq!((decode.batch, decode.context, decode.len), (8, 16_384, 64));
+        assert_eq!(Decode::parse("32", 64).expect("a row").context, 512);
+        let prefill = Prefill::parse("8x2048").expect("a row");
+        assert_eq!((prefill.count, prefill.len), (8, 2048));
+        for wrong in ["", "x", "8x", "0x5", "8x-1", "8,5"] {
+            assert!(Prefill::parse(wrong).is_err(), "{wrong:?}");
+        }
+        let none = parse_all(&["-".to_owned()], Prefill::parse).expect("an empty list");
+        assert!(none.is_empty());
+    }
+}
