@@ -108,8 +108,11 @@ pub(crate) fn run(args: &StepArgs, environment: &Environment) -> Result<()> {
         "kv_tokens": worker.kv.num_tokens(),
     });
     report.set("config", limits);
-    console::print(format_args!("Engine ready in {:.2} s", ready.as_secs_f64()))?;
-    console::print(row::HEADER)?;
+    console::print(format_args!(
+        "Engine ready in {:.2} s\n{}\n",
+        ready.as_secs_f64(),
+        row::HEADER
+    ))?;
     let mut driver = Driver::new(&engine, tokenizer, log, built.vocab_size)?;
     driver.warm_up()?;
     for row in &decode {
@@ -163,7 +166,7 @@ impl Report {
     }
 
     fn add(&mut self, kind: &str, row: Measured) -> Result<()> {
-        console::print(&row.line)?;
+        console::print(format_args!("{}\n", row.line))?;
         self.unsound += usize::from(!row.is_sound);
         match self.json.get_mut(kind) {
             _ if kind == "mixed" => self.set(kind, row.json),
