@@ -4,6 +4,7 @@
 
 mod number;
 mod serve;
+mod unknown;
 mod vllm;
 
 use std::ffi::OsString;
@@ -68,6 +69,9 @@ pub(crate) struct ChatArgs {
     /// The model, for a chat without a server.
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t = DeviceKind::Auto)]
+    pub(crate) device: DeviceKind,
     /// CPU threads to compute with [default: all cores]
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
@@ -91,7 +95,8 @@ pub(crate) struct Parsed {
 /// clap's error, to be printed with its own exit status; `--help` and `--version` are errors too.
 pub(crate) fn parse(argv: impl IntoIterator<Item = OsString>) -> Result<Parsed, clap::Error> {
     let known = vllm::answer(argv.into_iter().map(dashes))?;
-    Ok(Parsed { cli: Cli::try_parse_from(known.argv)?, notices: known.notices })
+    let cli = Cli::try_parse_from(known.argv).map_err(unknown::explain)?;
+    Ok(Parsed { cli, notices: known.notices })
 }
 
 /// Parses a `serve` command line that the program itself wrote.

@@ -36,6 +36,11 @@ pub trait Executor: Send {
 
     /// Returns about how long `batch` takes; a step far over it counts as hung.
     fn predict(&self, batch: &Batch) -> Duration;
+
+    /// Returns how many tokens the model knows; prompts with others are not run. `None` takes any.
+    fn vocab_size(&self) -> Option<usize> {
+        None
+    }
 }
 
 /// The shape of a paged KV cache.

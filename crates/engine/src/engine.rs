@@ -19,6 +19,7 @@ use stallfree_scheduler::{Plan, Planner, Sequence};
 use crate::batch_builder::BatchBuilder;
 use crate::record::{InFlight, observe};
 use crate::state::{News, SeqState};
+use crate::vocabulary::Vocabulary;
 use crate::{Command, EngineInfo, EngineStats, OutputSender, OutputToken, StepObserver, Wake};
 
 /// Runs sequences on an executor in the order that a policy chooses.
@@ -96,6 +97,9 @@ impl Engine {
     fn add(&mut self, id: SeqId, request: Request, arrived: Time, output: OutputSender) {
         if let Some(reason) = &self.dead {
             return output.fail(reason);
+        }
+        if let Err(error) = self.vocabulary().check(&request.prompt) {
+            return output.fail(&error.to_string());
         }
         let Request { prompt, sampling, stop, priority } = request;
         let max_total_len = prompt.len().saturating_add(stop.max_tokens);
@@ -275,6 +279,12 @@ impl Engine {
     #[must_use]
     pub const fn stats(&self) -> &EngineStats {
         &self.stats
+    }
+
+    /// Returns which tokens prompts may have.
+    #[must_use]
+    pub(crate) fn vocabulary(&self) -> Vocabulary {
+        Vocabulary(self.executor.vocab_size())
     }
 
     /// Returns how many sequences have ended, ever.

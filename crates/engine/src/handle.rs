@@ -71,6 +71,14 @@ pub enum SubmitError {
     /// The prompt is empty.
     #[error("the prompt has no tokens")]
     Empty,
+    /// The prompt has a token that the model does not know.
+    #[error("the prompt has the token {token}, but the model knows only those from 0 to {}", vocab_size.saturating_sub(1))]
+    UnknownToken {
+        /// The token.
+        token: TokenId,
+        /// How many the model knows.
+        vocab_size: usize,
+    },
     /// The engine is draining.
     #[error("the engine is shutting down")]
     Draining,

@@ -14,6 +14,7 @@ mod record;
 mod replay;
 mod state;
 mod threaded;
+mod vocabulary;
 
 pub use command::{Command, Wake};
 pub use engine::Engine;

@@ -17,6 +17,7 @@ use stallfree_core::{Clock, Request, SeqId, Time};
 
 use crate::heartbeat::Heartbeat;
 use crate::output::Unpark;
+use crate::vocabulary::Vocabulary;
 use crate::{
     Command, Engine, EngineHandle, EngineInfo, EngineStats, Health, OutputStream, SubmitError,
     Wake, output_stream,
@@ -36,6 +37,7 @@ pub struct ThreadedEngine {
 
 struct Shared {
     info: EngineInfo,
+    vocabulary: Vocabulary,
     max_waiting: usize,
     clock: Arc<dyn Clock>,
     next_seq: AtomicU64,
@@ -66,6 +68,7 @@ impl ThreadedEngine {
     pub fn spawn(engine: Engine, clock: Arc<dyn Clock>, max_waiting: usize) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             info: engine.info().clone(),
+            vocabulary: engine.vocabulary(),
             max_waiting,
             clock,
             next_seq: AtomicU64::new(0),
@@ -91,6 +94,7 @@ impl EngineHandle for ThreadedEngine {
         if prompt >= limit {
             return Err(SubmitError::TooLong { prompt, limit });
         }
+        shared.vocabulary.check(&request.prompt)?;
         let mut state = shared.lock();
         if let Some(failure) = &state.failure {
             return Err(SubmitError::Dead(failure.clone()));

@@ -11,7 +11,9 @@ use stallfree_engine::{
 };
 use stallfree_scheduler::{Declaration, Planner, Scheduler, SchedulerConfig, Step};
 use stallfree_testkit::equivalence::{self, Case};
-use stallfree_testkit::{Fault, Language, ManualClock, MockConfig, MockExecutor, Pace, greedy};
+use stallfree_testkit::{
+    Fault, Language, ManualClock, MockConfig, MockExecutor, Pace, VOCAB_SIZE, greedy,
+};
 
 const MAX_MODEL_LEN: usize = 8192;
 
@@ -222,8 +224,26 @@ fn requests_that_can_never_run_are_refused() {
     assert_eq!(refusal(0), SubmitError::Empty);
     let too_long = SubmitError::TooLong { prompt: MAX_MODEL_LEN, limit: MAX_MODEL_LEN };
     assert_eq!(refusal(MAX_MODEL_LEN), too_long);
+    let unknown = engine.submit(greedy(vec![1, VOCAB_SIZE], 1)).expect_err("a refusal");
+    let vocab_size = VOCAB_SIZE as usize;
+    assert_eq!(unknown, SubmitError::UnknownToken { token: VOCAB_SIZE, vocab_size });
     let longest = engine.submit(greedy(vec![1; MAX_MODEL_LEN - 1], 9)).expect("room");
     assert_eq!(read(longest).tokens.len(), 1);
+}
+
+/// Without the thread's check before it, the engine makes its own.
+#[test]
+fn a_token_that_the_model_does_not_know_fails_its_request_alone() {
+    let mut replay = Replay::new(engine(MockConfig { pace: Pace::Virtual, ..mock(None) }));
+    let bad = replay.submit(greedy(vec![1, VOCAB_SIZE], 3));
+    let good = replay.submit(greedy(vec![1, 2], 3));
+    while replay.step(Time::MAX) {}
+    let error = read(bad).error.expect("an error");
+    assert_eq!(
+        error,
+        "the prompt has the token 1000, but the model knows only those from 0 to 999"
+    );
+    assert_eq!(read(good).tokens.len(), 3);
 }
 
 /// Keeps what it sees.

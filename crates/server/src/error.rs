@@ -139,7 +139,9 @@ impl From<SubmitError> for ApiError {
         let message = error.to_string();
         match error {
             SubmitError::QueueFull { retry_after, .. } => Self::Overloaded { message, retry_after },
-            SubmitError::TooLong { .. } | SubmitError::Empty => Self::param("prompt", message),
+            SubmitError::TooLong { .. } | SubmitError::Empty | SubmitError::UnknownToken { .. } => {
+                Self::param("prompt", message)
+            }
             SubmitError::Draining | SubmitError::Dead(_) => Self::Unavailable(message),
             // A reason that this crate does not know: nothing shows that the client is to blame.
             _ => Self::Internal(message),

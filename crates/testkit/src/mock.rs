@@ -11,7 +11,7 @@ use stallfree_core::{
     SampledToken, SeqId, StepOutput, Time, TokenId,
 };
 
-use crate::Language;
+use crate::{Language, VOCAB_SIZE};
 pub use pace::Pace;
 use pace::Timer;
 
@@ -245,5 +245,9 @@ impl Executor for MockExecutor {
 
     fn predict(&self, batch: &Batch) -> Duration {
         self.config.step_time + self.config.token_time * batch.num_tokens() as u32
+    }
+
+    fn vocab_size(&self) -> Option<usize> {
+        Some(VOCAB_SIZE as usize)
     }
 }

@@ -7,6 +7,7 @@ use stallfree_kernels::Backend;
 use stallfree_kernels::cpu::{CpuBackend, CpuConfig, KvType};
 use stallfree_models::{Checkpoint, LoadOptions, Model};
 
+use crate::step_times::StepTimes;
 use crate::{Error, KvSize, Runner, ThreadExecutor, WorkerReport};
 
 /// A step that decodes wait for should take no longer than this.
@@ -51,10 +52,19 @@ pub fn start_cpu(
     let kv = KvGeometry { num_blocks: num_blocks(&*model, config)?, block_size: config.block_size };
     backend.allocate_kv(&model.kv_spec(kv.num_blocks, kv.block_size))?;
     let allocated = clock.now();
-    let mut runner = Runner::new(backend, model, config.block_size, MAX_TOKENS);
+    let mut probing = Probing {
+        runner: Runner::new(backend, model, config.block_size, MAX_TOKENS),
+        block_size: kv.block_size,
+        clock,
+        times: StepTimes::default(),
+    };
     let context = config.max_model_len.min(kv.num_tokens()).max(1);
-    let step_tokens =
-        if config.measure_step { Some(measure(&mut runner, kv, context, &clock)?) } else { None };
+    // Even where nobody asks, one step is timed, for the heartbeat to know what to expect of the first.
+    let step_tokens = match config.measure_step {
+        true => Some(probing.measure(context)?),
+        false => probing.seconds_each(context.min(16), 0).map(|_| None)?,
+    };
+    let Probing { runner, times, .. } = probing;
     let phases = vec![
         ("load weights", loaded.since_start()),
         ("allocate KV cache", allocated - loaded),
@@ -69,7 +79,7 @@ pub fn start_cpu(
         step_tokens,
         phases,
     };
-    Ok((ThreadExecutor::spawn(runner, kv)?, report))
+    Ok((ThreadExecutor::spawn(runner, kv)?.expecting(times), report))
 }
 
 fn num_blocks(model: &dyn Model<CpuBackend>, config: &CpuWorkerConfig) -> Result<usize, Error> {
@@ -101,32 +111,40 @@ fn free_memory() -> u64 {
     [kib.map(|kib| kib * 1024), group].into_iter().flatten().min().unwrap_or(8 << 30)
 }
 
-/// Returns how many prompt tokens a step computes in [`STEP_TARGET`] at the end of a prompt of `context` tokens, where attention
-/// takes longest: a multiple of 64 from 64 to 2,048.
-///
-/// A token's time is its share of a long chunk without context, and what the context adds to a short one.
-fn measure(
-    runner: &mut Runner<CpuBackend>,
-    kv: KvGeometry,
-    context: usize,
-    clock: &WallClock,
-) -> Result<usize, Error> {
-    let mut seconds_each = |num_tokens: usize, start: usize| -> Result<f64, Error> {
+/// A runner whose steps are timed before it serves.
+struct Probing {
+    runner: Runner<CpuBackend>,
+    block_size: usize,
+    clock: WallClock,
+    times: StepTimes,
+}
+
+impl Probing {
+    /// Returns how many prompt tokens a step computes in [`STEP_TARGET`] at the end of a prompt of `context` tokens, where attention
+    /// takes longest: a multiple of 64 from 64 to 2,048.
+    ///
+    /// A token's time is its share of a long chunk without context, and what the context adds to a short one.
+    fn measure(&mut self, context: usize) -> Result<usize, Error> {
+        let few = context.min(16);
+        let in_few = self.seconds_each(few, 0)?;
+        let in_many = if in_few < 5e-3 { self.seconds_each(context.min(128), 0)? } else { in_few };
+        let for_context = (self.seconds_each(few, context - few)? - in_few).max(0.0);
+        let fits = STEP_TARGET.as_secs_f64() / (in_many.min(in_few) + for_context).max(1e-9);
+        Ok((fits as usize / 64 * 64).clamp(64, 2048))
+    }
+
+    /// Returns the seconds a token of a chunk that begins at position `start`.
+    fn seconds_each(&mut self, num_tokens: usize, start: usize) -> Result<f64, Error> {
         // The faster of two: other processes can only make a step longer, and the first one also fills caches.
         let mut time = Duration::MAX;
         for _ in 0..2 {
-            let started = clock.now();
-            runner.run(&probe(num_tokens, start, kv.block_size))?;
-            time = time.min(clock.now() - started);
+            let started = self.clock.now();
+            self.runner.run(&probe(num_tokens, start, self.block_size))?;
+            time = time.min(self.clock.now() - started);
         }
+        self.times.record(num_tokens, time);
         Ok(time.as_secs_f64() / num_tokens as f64)
-    };
-    let few = context.min(16);
-    let in_few = seconds_each(few, 0)?;
-    let in_many = if in_few < 5e-3 { seconds_each(context.min(128), 0)? } else { in_few };
-    let for_context = (seconds_each(few, context - few)? - in_few).max(0.0);
-    let fits = STEP_TARGET.as_secs_f64() / (in_many.min(in_few) + for_context).max(1e-9);
-    Ok((fits as usize / 64 * 64).clamp(64, 2048))
+    }
 }
 
 /// Returns a batch of one chunk that begins at position `start`, in the first blocks, which hold nothing yet.

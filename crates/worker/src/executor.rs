@@ -25,6 +25,7 @@ type Outcome = Result<StepOutput, ExecutorError>;
 pub struct ThreadExecutor {
     geometry: KvGeometry,
     max_in_flight: usize,
+    vocab_size: usize,
     batches: Option<SyncSender<Batch>>,
     outcomes: Receiver<Outcome>,
     waker: SharedWaker,
@@ -58,6 +59,7 @@ impl ThreadExecutor {
         let (done, outcomes) = sync_channel(max_in_flight);
         let waker = SharedWaker::default();
         let to_wake = Arc::clone(&waker);
+        let vocab_size = runner.vocab_size();
         let clock = WallClock::start();
         let worker = std::thread::Builder::new()
             .name("stallfree-worker".to_owned())
@@ -68,6 +70,7 @@ impl ThreadExecutor {
         Ok(Self {
             geometry,
             max_in_flight,
+            vocab_size,
             batches: Some(batches),
             outcomes,
             waker,
@@ -75,6 +78,12 @@ impl ThreadExecutor {
             in_flight: VecDeque::new(),
             times: StepTimes::default(),
         })
+    }
+
+    /// Predicts from steps that were timed before the first batch comes.
+    pub(crate) fn expecting(mut self, times: StepTimes) -> Self {
+        self.times = times;
+        self
     }
 
     fn lost(&self, reason: &str) -> ExecutorError {
@@ -190,6 +199,10 @@ impl Executor for ThreadExecutor {
 
     fn predict(&self, batch: &Batch) -> Duration {
         self.times.predict(batch.num_tokens())
+    }
+
+    fn vocab_size(&self) -> Option<usize> {
+        Some(self.vocab_size)
     }
 }
 

@@ -74,6 +74,11 @@ impl<B: Backend> Runner<B> {
         &self.backend
     }
 
+    /// Returns how many tokens the model knows.
+    pub fn vocab_size(&self) -> usize {
+        self.model.config().vocab_size
+    }
+
     /// Runs one step.
     ///
     /// # Errors

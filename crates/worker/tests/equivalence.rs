@@ -7,7 +7,7 @@ use std::task::{Wake, Waker};
 use std::thread::Thread;
 
 use stallfree_core::{
-    Executor, KvGeometry, Request, SamplingParams, SeqId, StopRules, Time, TokenId,
+    Batch, BatchId, Executor, KvGeometry, Request, SamplingParams, SeqId, StopRules, Time, TokenId,
 };
 use stallfree_engine::{Command, Engine, EngineInfo, OutputStream, output_stream};
 use stallfree_kernels::cpu::CpuConfig;
@@ -103,6 +103,21 @@ fn read(stream: &mut OutputStream) -> Vec<TokenId> {
         tokens.extend(output.tokens.iter().map(|token| token.token));
     }
     tokens
+}
+
+/// The heartbeat allows for what is predicted; before the first step, too.
+#[test]
+fn steps_are_predicted_and_tokens_known_from_the_start() {
+    let executor = executor(8);
+    let batch = |num_tokens: usize| Batch {
+        id: BatchId(0),
+        chunks: Vec::new(),
+        token_ids: vec![1; num_tokens],
+        block_ids: Vec::new(),
+    };
+    let short = executor.predict(&batch(1));
+    assert!(!short.is_zero() && executor.predict(&batch(1000)) > short);
+    assert_eq!(executor.vocab_size(), Some(259));
 }
 
 #[test]

