@@ -4,6 +4,8 @@
 //! that start at fixed positions of the sequence, so that a query's sums are formed in the same order however its prompt was cut
 //! into chunks and whichever other queries are in its task: what a query does not see counts as exactly nothing.
 //!
+//! The last file of the main path, after the models' `layers/attention.rs`.
+//!
 //! # Source
 //! PagedAttention, Kwon et al. 2023, §4.1; online softmax, FlashAttention, Dao et al. 2022, algorithm 1.
 

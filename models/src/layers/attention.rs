@@ -3,8 +3,8 @@
 //! Queries, keys and values come from one fused matrix; a [`Backend`] op norms and rotates them and writes keys and values into the
 //! step's slots, a second op attends. This layer does not know blocks, sequences or chunks: they are the step's inputs.
 //!
-//! Before it on the main path: [`llama`](crate::llama). What follows is a kernel: `kernels/src/cpu.rs` on the CPU,
-//! `kernels/cuda/paged_attention.cu` on a GPU.
+//! Before it on the main path: [`llama`](crate::llama). What follows is a kernel: `kernels/src/cpu/attention.rs` on the CPU,
+//! `kernels/cuda/paged_attention_prefill.cu` and `paged_attention_decode.cu` on a GPU.
 
 use stallfree_kernels::{AttentionSpec, Backend, QkNorm};
 

@@ -101,6 +101,49 @@ fn a_second_sigint_stops_at_once() {
 }
 
 #[test]
+fn flags_reach_the_front() {
+    let model = tiny_model();
+    let flags = [
+        "--served-model-name=tiny",
+        "--api-key=key",
+        "--max-num-seqs=1",
+        "--max-num-waiting=1",
+        "--max-logprobs=3",
+        "--enable-request-id-headers",
+        r#"--allowed-origins=["http://a.example"]"#,
+    ];
+    let mut server = Server::start(model.path(), &flags);
+    let path = "/v1/completions";
+    let short = json!({ "prompt": "hello", "max_tokens": 2 });
+    assert_eq!(server.ask(path, &short, &[]).status(), 401);
+    let key = ("Authorization", "Bearer key");
+    let headers = [key, ("X-Request-Id", "mine"), ("Origin", "http://a.example")];
+    let answer = server.ask(path, &short, &headers);
+    assert_eq!(answer.status(), 200);
+    assert_eq!(answer.headers()["x-request-id"], "mine");
+    assert_eq!(answer.headers()["access-control-allow-origin"], "http://a.example");
+    let foreign = server.ask(path, &short, &[key, ("Origin", "http://b.example")]);
+    assert!(foreign.headers().get("access-control-allow-origin").is_none());
+    let logprobs = json!({ "prompt": "hello", "max_tokens": 2, "logprobs": 4 });
+    assert_eq!(server.ask(path, &logprobs, &[key]).status(), 400);
+
+    // One runs, one waits, and a third is told when to come again.
+    let long = json!({ "prompt": "hello", "max_tokens": 2000, "ignore_eos": true, "stream": true });
+    let runs = server.ask(path, &long, &[key]);
+    let mut runs = BufReader::new(runs.into_body().into_reader());
+    runs.read_line(&mut String::new()).unwrap();
+    let waits = server.ask(path, &long, &[key]);
+    assert_eq!(waits.status(), 200);
+    let refused = server.ask(path, &long, &[key]);
+    assert_eq!(refused.status(), 429);
+    let seconds = refused.headers()["retry-after"].to_str().unwrap().parse::<u64>().unwrap();
+    assert!((1..=60).contains(&seconds), "{seconds}");
+    drop((runs, waits));
+    server.signal("TERM");
+    assert_eq!(server.wait(), Some(0));
+}
+
+#[test]
 fn what_can_not_work_fails_before_loading() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = format!("127.0.0.1:{}", taken.local_addr().unwrap().port());

@@ -78,6 +78,23 @@ impl Server {
         Ok(response.into_body().into_reader())
     }
 
+    /// Posts a body with headers and returns the answer, whatever its status.
+    pub(crate) fn ask(
+        &self,
+        path: &str,
+        body: &Value,
+        headers: &[(&str, &str)],
+    ) -> ureq::http::Response<ureq::Body> {
+        let config = ureq::Agent::config_builder().http_status_as_error(false);
+        let agent: ureq::Agent =
+            config.timeout_global(Some(Duration::from_secs(120))).build().into();
+        let mut request = agent.post(format!("{}{path}", self.url));
+        for (name, value) in headers.iter().chain(&[("Content-Type", "application/json")]) {
+            request = request.header(*name, *value);
+        }
+        request.send(body.to_string()).expect("an answer")
+    }
+
     /// Sends a signal by its name.
     pub(crate) fn signal(&self, name: &str) {
         let status =
