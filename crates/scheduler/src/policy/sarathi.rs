@@ -99,6 +99,10 @@ impl Sarathi {
     }
 }
 
+/// The largest dynamic chunk that may be set, and the most sizes.
+const MAX_CHUNK: usize = 1 << 20;
+const MAX_SIZES: usize = 1 << 12;
+
 /// How large a prompt's next chunk is.
 #[derive(Debug)]
 struct ChunkSizes {
@@ -123,14 +127,17 @@ impl ChunkSizes {
         if low > high {
             return Err(config.bad_setting("low_chunk_size", "at most high_chunk_size"));
         }
-        // Whole multiples of a tile keep matrix products efficient.
+        if high > MAX_CHUNK {
+            return Err(config.bad_setting("high_chunk_size", "at most 1048576"));
+        }
+        if num_sizes > MAX_SIZES {
+            return Err(config.bad_setting("chunk_schedule_stages", "at most 4096"));
+        }
+        // Evenly spaced, then rounded: whole multiples of a tile keep matrix products efficient.
         let tile = low.min(32);
-        let sizes = (0..num_sizes)
-            .map(|i| {
-                let step_down = (high - low) * i / (num_sizes - 1).max(1);
-                (high - step_down).next_multiple_of(tile)
-            })
-            .collect();
+        let size =
+            |i: usize| nearest_multiple(low + (high - low) * i / (num_sizes - 1).max(1), tile);
+        let sizes = (0..num_sizes).rev().map(size).collect();
         Ok(Self { sizes, tokens_per_size: max_tokens.div_ceil(num_sizes) })
     }
 
@@ -142,4 +149,11 @@ impl ChunkSizes {
     fn largest(&self) -> usize {
         self.sizes[0]
     }
+}
+
+/// Rounds to a multiple of `tile`, halves to an even one.
+const fn nearest_multiple(value: usize, tile: usize) -> usize {
+    let (below, rest) = (value / tile, value % tile);
+    let up = 2 * rest > tile || (2 * rest == tile && below % 2 == 1);
+    (below + up as usize) * tile
 }

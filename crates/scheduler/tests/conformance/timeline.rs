@@ -304,6 +304,35 @@ fn sarathi_shrinks_dynamic_chunks_as_context_grows() {
     );
 }
 
+/// Sizes that are no multiple of the tile, here of 4, go to the nearest one: 13, 8 and 4 become 12, 8 and 4.
+#[test]
+fn dynamic_chunks_are_whole_tiles() {
+    let trace = Trace {
+        arrivals: &[(0, 28, 2, 0)],
+        settings: &[
+            ("enable_dynamic_chunking_schedule", "true"),
+            ("low_chunk_size", "4"),
+            ("high_chunk_size", "13"),
+            ("chunk_schedule_max_tokens", "24"),
+            ("chunk_schedule_stages", "3"),
+        ],
+        ..Trace::default()
+    };
+    check(
+        "sarathi",
+        trace,
+        &expect![[r#"
+        step tokens    A
+           0     12  p12
+           1      8   p8
+           2      4   p4
+           3      4   p4
+           4      1    d
+        stalled: nobody; longest pause: 1 tokens
+    "#]],
+    );
+}
+
 #[test]
 fn more_decodes_than_the_chunk_size_leave_prompts_nothing() {
     let trace = Trace {
