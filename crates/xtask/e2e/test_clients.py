@@ -2,9 +2,13 @@
 
 import contextlib
 import json
+import os
 import random
 import socket
+import subprocess
+import sys
 import time
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
@@ -52,6 +56,14 @@ def test_streamed_text_is_the_same(client, model):
     assert text == whole.message.content
     assert reasons == [whole.finish_reason]
     assert chunks[-1].choices == [] and chunks[-1].usage.completion_tokens > 0
+
+
+def test_the_example_chats(url):
+    example = Path(__file__).parents[3] / "examples/chat.py"
+    command = [sys.executable, example, "Say hello."]
+    env = {**os.environ, "OPENAI_BASE_URL": f"{url}/v1"}
+    output = subprocess.run(command, env=env, check=True, capture_output=True, text=True, timeout=60).stdout
+    assert output.strip()
 
 
 def test_completions_streamed_and_not(client, url, model):
