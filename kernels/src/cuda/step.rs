@@ -16,6 +16,8 @@ pub(super) struct Step {
     /// The longest context of a single token.
     max_context: usize,
     chunks: Seqs,
+    /// The chunks' tokens in the cache.
+    chunk_keys: usize,
     block_ids: DeviceSlice,
 }
 
@@ -83,6 +85,7 @@ impl Staging {
             slot_mapping: self.push(region, inputs.slot_mapping.iter().copied()),
             max_context: singles.clone().map(|seq| seq.context_len).max().unwrap_or(0),
             singles: self.push_seqs(region, singles),
+            chunk_keys: chunks.clone().map(|seq| seq.context_len).sum(),
             chunks: self.push_seqs(region, chunks),
             block_ids: self.push(region, inputs.block_ids.iter().copied()),
         };
@@ -122,6 +125,7 @@ impl Step {
             context_lens,
             block_starts,
             block_ids: self.block_ids,
+            num_keys: self.chunk_keys,
         }
     }
 }
