@@ -4,6 +4,7 @@ mod server;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -37,6 +38,20 @@ fn answers_and_drains_on_sigterm() {
     );
     assert_eq!(rest.matches(r#""finish_reason":"length""#).count(), 4);
     assert!(server.post("/v1/completions", &body).is_err(), "nobody is let in any more");
+    assert_eq!(server.wait(), Some(0));
+}
+
+#[test]
+fn a_simulated_gpu_answers_over_http_without_any_file() {
+    let flags = ["--device=sim:h100-sxm", "-tp", "2", "-pp=2", "--served-model-name=sim"];
+    let mut server = Server::start(Path::new("llama-2-70b"), &flags);
+    let body = json!({ "model": "sim", "prompt": "hello", "max_tokens": 20 });
+    let answer = server.post("/v1/completions", &body).unwrap();
+    let answer: serde_json::Value = serde_json::from_reader(answer).unwrap();
+    assert_eq!(answer["usage"]["completion_tokens"], 20, "{answer}");
+    let text = answer["choices"][0]["text"].as_str().unwrap();
+    assert!(text.bytes().all(|byte| byte.is_ascii_lowercase()), "{text:?}");
+    server.signal("TERM");
     assert_eq!(server.wait(), Some(0));
 }
 
