@@ -98,7 +98,7 @@ fn vllms_other_flags_are_answered_by_name() {
         Some("task")
     );
 
-    let split = check("-tp 2 -pp=4", "").cache;
+    let split = check("-tp 2 -pp=4", "").engine.cache;
     assert_eq!((split.tensor_parallel_size, split.pipeline_parallel_size), (2, 4));
     check_refused("-dp 2", &["--data-parallel-size", "known", "not supported"]);
     check_refused("--lora-modules a=b c=d", &["--lora-modules", "LoRA"]);

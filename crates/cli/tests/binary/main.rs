@@ -181,7 +181,7 @@ fn benchmarks_a_server_and_an_engine() {
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
         (String::from_utf8(output.stdout).unwrap(), errors, output.status.success())
     };
-    let read = |path: &std::path::Path| -> serde_json::Value {
+    let read = |path: &Path| -> serde_json::Value {
         serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
     };
     let load = [
