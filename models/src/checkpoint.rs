@@ -72,15 +72,23 @@ impl Checkpoint {
         Self::without_weights(path.parent().unwrap_or(Path::new(".")), path)
     }
 
+    /// Takes only a parsed config.json, and draws weights as [`dummy`](Self::dummy) does.
+    ///
+    /// # Errors
+    /// The model is of a kind that is not supported.
+    pub fn dummy_of(config: &Json) -> Result<Self, Error> {
+        let config = config::parse_hf(config)?;
+        let architecture = registry::by_name(&config.architecture)?;
+        let weights = Weights::Dummy(Dummy::new(config.dtype.unwrap_or(WeightType::BF16)));
+        Ok(Self { config, architecture, weights, folder: None })
+    }
+
     fn without_weights(folder: &Path, config: &Path) -> Result<Self, Error> {
         if !config.exists() {
             let problem = "there is no config.json".to_owned();
             return Err(Error::NoModel { path: folder.to_owned(), problem });
         }
-        let config = config::parse_hf(&read_json(config)?)?;
-        let architecture = registry::by_name(&config.architecture)?;
-        let weights = Weights::Dummy(Dummy::new(config.dtype.unwrap_or(WeightType::BF16)));
-        Ok(Self { config, architecture, weights, folder: Some(folder.to_owned()) })
+        Ok(Self { folder: Some(folder.to_owned()), ..Self::dummy_of(&read_json(config)?)? })
     }
 
     /// Returns the model's dimensions and constants.
@@ -105,7 +113,9 @@ impl Checkpoint {
     pub fn tokenizer_source(&self) -> Result<TokenizerSource, Error> {
         match (&self.weights, &self.folder) {
             (Weights::Gguf(file), _) => TokenizerSource::from_gguf(file),
-            (Weights::Dummy(_), Some(folder)) => Ok(TokenizerSource::dummy(folder, &self.config)),
+            (Weights::Dummy(_), folder) => {
+                Ok(TokenizerSource::dummy(folder.as_deref(), &self.config))
+            }
             (_, Some(folder)) => TokenizerSource::from_folder(folder),
             (_, None) => Err(Error::NoModel {
                 path: PathBuf::new(),

@@ -80,8 +80,9 @@ impl TokenizerSource {
     }
 
     /// Takes the folder's tokenizer, or one that is made up where it has none.
-    pub(crate) fn dummy(folder: &Path, config: &ModelConfig) -> Self {
-        Self::from_folder(folder).unwrap_or_else(|_| Self::Gguf(Box::new(dummy::tokenizer(config))))
+    pub(crate) fn dummy(folder: Option<&Path>, config: &ModelConfig) -> Self {
+        let of_folder = folder.and_then(|folder| Self::from_folder(folder).ok());
+        of_folder.unwrap_or_else(|| Self::Gguf(Box::new(dummy::tokenizer(config))))
     }
 
     pub(crate) fn from_gguf(file: &Gguf) -> Result<Self, Error> {

@@ -70,7 +70,7 @@ pub(crate) struct ChatArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
     /// Where to compute
-    #[arg(long, value_enum, default_value_t = DeviceKind::Auto)]
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub(crate) device: DeviceKind,
     /// CPU threads to compute with [default: all cores]
     #[arg(long, value_name = "N")]

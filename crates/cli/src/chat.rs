@@ -28,7 +28,7 @@ pub(crate) fn run(args: &ChatArgs, environment: &Environment) -> Result<()> {
     // There is one way to talk: an engine of our own answers over HTTP, too, on a port that only this machine sees.
     let mut serve = args::serve_args(&PRIVATE)?;
     serve.engine.model = args.model.clone();
-    serve.engine.cache.device = args.device;
+    serve.engine.cache.device = args.device.clone();
     serve.engine.cache.threads = args.threads;
     let server = PrivateServer::start(&serve, environment)?;
     talk(&format!("http://{}", server.address()), args)

@@ -11,6 +11,7 @@ use stallfree_kernels::cpu::{CpuConfig, KvType};
 use stallfree_models::DtypeChoice;
 use stallfree_scheduler::{Ordering, Registry, SchedulerConfig};
 use stallfree_server::{CorsConfig, Limits, ReportConfig};
+use stallfree_sim::{Calibration, Factors, Gpu, Parallel};
 use stallfree_worker::KvSize;
 
 use crate::args::{
@@ -57,6 +58,21 @@ pub(crate) enum DeviceConfig {
     Cpu(CpuConfig),
     /// On the first NVIDIA GPU.
     Cuda(GpuConfig),
+    /// Nowhere: on GPUs whose step times are predicted.
+    Sim(SimDevice),
+}
+
+/// Which GPUs to simulate.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct SimDevice {
+    /// Their kind.
+    pub(crate) gpu: Gpu,
+    /// How much of their data sheet they reach.
+    pub(crate) factors: Factors,
+    /// Over how many a model is spread.
+    pub(crate) parallel: Parallel,
+    /// The share of their memory to take.
+    pub(crate) memory_utilization: f64,
 }
 
 impl DeviceConfig {
@@ -64,6 +80,15 @@ impl DeviceConfig {
     pub(crate) const fn is_simulated(&self) -> bool {
         match self {
             Self::Cpu(_) | Self::Cuda(_) => false,
+            Self::Sim(_) => true,
+        }
+    }
+
+    /// Returns how many GPUs a model is spread over.
+    pub(crate) const fn num_gpus(&self) -> usize {
+        match self {
+            Self::Cpu(_) | Self::Cuda(_) => 1,
+            Self::Sim(sim) => sim.parallel.tensor * sim.parallel.pipeline,
         }
     }
 }
@@ -155,10 +180,14 @@ impl InstanceConfig {
         let scheduler_config = scheduler_config(scheduler, cache);
         // Only to find out now, not after minutes of loading, whether name and settings do.
         Registry::default().build(&scheduler.scheduler, &scheduler_config)?;
+        let device = device(model.dtype, cache, environment)?;
         Ok(Self {
-            weights: match model.load_format {
-                LoadFormat::Dummy => WeightsFrom::Chance,
-                LoadFormat::Auto | LoadFormat::Safetensors | LoadFormat::Gguf => WeightsFrom::Files,
+            weights: match (&device, model.load_format) {
+                // A simulation reads no weights.
+                (DeviceConfig::Sim(_), _) | (_, LoadFormat::Dummy) => WeightsFrom::Chance,
+                (_, LoadFormat::Auto | LoadFormat::Safetensors | LoadFormat::Gguf) => {
+                    WeightsFrom::Files
+                }
             },
             tokenizer: tokenizer(model)?,
             chat_template: chat_template(model)?,
@@ -170,7 +199,7 @@ impl InstanceConfig {
                 Dtype::Float32 => DtypeChoice::F32,
             },
             max_model_len: model.max_model_len.unwrap_or(Auto::Fit),
-            device: device(model.dtype, cache, environment)?,
+            device,
             block_size: cache.block_size,
             kv_size: match (cache.num_gpu_blocks_override, cache.kv_cache_memory_bytes) {
                 (Some(num_blocks), _) => KvSize::Blocks(num_blocks),
@@ -245,6 +274,19 @@ fn scheduler_config(scheduler: &SchedulerArgs, cache: &CacheArgs) -> SchedulerCo
 /// Decides where to compute: `auto` takes a GPU that has all it needs.
 fn device(dtype: Dtype, cache: &CacheArgs, environment: &Environment) -> Result<DeviceConfig> {
     let on_cpu = cpu(dtype, cache)?;
+    if let DeviceKind::Sim(name) = &cache.device {
+        return simulated(name, cache);
+    }
+    for (flag, size) in [
+        ("--tensor-parallel-size", cache.tensor_parallel_size),
+        ("--pipeline-parallel-size", cache.pipeline_parallel_size),
+    ] {
+        if size > 1 {
+            bail!(
+                "{flag} {size}: more than one device is only simulated so far; add --device sim:GPU"
+            )
+        }
+    }
     if cache.device == DeviceKind::Cpu {
         return Ok(DeviceConfig::Cpu(on_cpu));
     }
@@ -261,7 +303,7 @@ fn device(dtype: Dtype, cache: &CacheArgs, environment: &Environment) -> Result<
         )),
         _ => None,
     };
-    match (cache.device, problem) {
+    match (&cache.device, problem) {
         (DeviceKind::Cuda, Some(problem)) => bail!("--device cuda: {problem}; or use --device cpu"),
         (_, Some(problem)) => {
             if found.num_devices > 0 {
@@ -275,6 +317,19 @@ fn device(dtype: Dtype, cache: &CacheArgs, environment: &Environment) -> Result<
             ampere_path: cache.kernels == Kernels::Sm80,
         })),
     }
+}
+
+fn simulated(name: &str, cache: &CacheArgs) -> Result<DeviceConfig> {
+    let (gpu, factors) = Calibration::find(name)?;
+    Ok(DeviceConfig::Sim(SimDevice {
+        gpu,
+        factors,
+        parallel: Parallel {
+            tensor: cache.tensor_parallel_size,
+            pipeline: cache.pipeline_parallel_size,
+        },
+        memory_utilization: cache.gpu_memory_utilization,
+    }))
 }
 
 fn cpu(dtype: Dtype, cache: &CacheArgs) -> Result<CpuConfig> {

@@ -1,11 +1,13 @@
 //! A running engine with its model: opens the files, reads tokenizer and template, loads the weights, starts the thread.
 
+mod simulation;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use stallfree_core::{Clock, Executor as _, WallClock};
+use stallfree_core::{Clock, Executor, WallClock};
 use stallfree_engine::{Engine, EngineInfo, StepObserver, ThreadedEngine};
 use stallfree_models::{
     Checkpoint, GenerationDefaults, GgufTokenizer, LoadOptions, SpecialTokens, TokenizerSource,
@@ -92,8 +94,10 @@ pub(crate) fn start(path: &Path, name: &str, config: &InstanceConfig) -> Result<
             let started = clock.now();
             companions(&checkpoint, config).map(|companions| (companions, clock.now() - started))
         });
-        let built = build(&checkpoint, config, |scheduler| {
-            metrics.insert(Metrics::new(name, scheduler.max_model_len)).observer()
+        let built = start_worker(&checkpoint, path, config).and_then(|started| {
+            build(started, config, |scheduler| {
+                metrics.insert(Metrics::new(name, scheduler.max_model_len)).observer()
+            })
         });
         (companions.join(), built)
     });
@@ -127,7 +131,14 @@ pub(crate) fn engine(
     config: &InstanceConfig,
     observer: Box<dyn StepObserver>,
 ) -> Result<Built> {
-    build(&open(path, config.weights)?, config, |_| observer)
+    let started = match &config.device {
+        // More models can be simulated than computed.
+        DeviceConfig::Sim(device) => simulation::start(path, device, config)?,
+        DeviceConfig::Cpu(_) | DeviceConfig::Cuda(_) => {
+            start_worker(&open(path, config.weights)?, path, config)?
+        }
+    };
+    build(started, config, |_| observer)
 }
 
 /// Reads the tokenizer of the model at `path` alone.
@@ -138,13 +149,21 @@ pub(crate) fn open_tokenizer(path: &Path, config: &InstanceConfig) -> Result<Tok
     tokenizer(&open(path, config.weights)?, config)
 }
 
+/// A device with a model in its memory.
+struct Started {
+    executor: Box<dyn Executor>,
+    worker: WorkerReport,
+    /// The longest context that the model is made for.
+    model_len: usize,
+    vocab_size: usize,
+}
+
 fn build(
-    checkpoint: &Checkpoint,
+    started: Started,
     config: &InstanceConfig,
     observer: impl FnOnce(&SchedulerConfig) -> Box<dyn StepObserver>,
 ) -> Result<Built> {
-    let (executor, worker) = start_worker(checkpoint, config)?;
-    let model_len = checkpoint.config().max_model_len();
+    let Started { executor, worker, model_len, vocab_size } = started;
     let scheduler = SchedulerConfig {
         max_in_flight: executor.max_in_flight(),
         ..scheduler_config(config, &worker, model_len)
@@ -157,8 +176,8 @@ fn build(
     };
     let planner = Planner::new(scheduler.clone(), worker.kv, &config.policy)?;
     let observer = observer(&scheduler);
-    let engine = Engine::new(planner, Box::new(executor), Some(observer), info);
-    Ok(Built { engine, worker, scheduler, vocab_size: checkpoint.config().vocab_size })
+    let engine = Engine::new(planner, executor, Some(observer), info);
+    Ok(Built { engine, worker, scheduler, vocab_size })
 }
 
 /// Opens the model at `path`.
@@ -166,21 +185,23 @@ fn build(
 /// # Errors
 /// It can't be read or is not supported.
 pub(crate) fn open(path: &Path, weights: WeightsFrom) -> Result<Checkpoint> {
+    let built_in = || stallfree_sim::built_in_config(path.to_str()?);
     let checkpoint = match weights {
-        WeightsFrom::Chance => Checkpoint::dummy(path),
+        WeightsFrom::Chance => match built_in().filter(|_| !path.exists()) {
+            Some(config) => Checkpoint::dummy_of(&config),
+            None => Checkpoint::dummy(path),
+        },
         WeightsFrom::Files => Checkpoint::open(path),
     };
     checkpoint.with_context(|| format!("the model at {} can't be opened", path.display()))
 }
 
 /// Loads the weights and starts what computes.
-fn start_worker(
-    checkpoint: &Checkpoint,
-    config: &InstanceConfig,
-) -> Result<(stallfree_worker::ThreadExecutor, WorkerReport)> {
+fn start_worker(checkpoint: &Checkpoint, path: &Path, config: &InstanceConfig) -> Result<Started> {
     let model_len = checkpoint.config().max_model_len();
     let wanted = match config.max_model_len {
-        Auto::Exactly(count) if count > model_len => {
+        // Step times don't depend on what a model was trained for.
+        Auto::Exactly(count) if count > model_len && !config.device.is_simulated() => {
             bail!("--max-model-len {count} is more than the model's {model_len}")
         }
         Auto::Exactly(count) => count,
@@ -191,7 +212,8 @@ fn start_worker(
     let show = |done, total| progress.show(done, total);
     let options = LoadOptions { dtype: config.dtype, progress: Some(&show) };
     let InstanceConfig { block_size, kv_size, .. } = *config;
-    Ok(match &config.device {
+    let (executor, worker) = match &config.device {
+        DeviceConfig::Sim(device) => return simulation::start(path, device, config),
         DeviceConfig::Cpu(cpu) => {
             let worker = CpuWorkerConfig {
                 cpu: cpu.clone(),
@@ -219,7 +241,9 @@ fn start_worker(
             let recording = |done: usize, total: usize| progress.show(done as u64, total as u64);
             stallfree_worker::start_cuda(checkpoint, &worker, &options, &recording)?
         }
-    })
+    };
+    let vocab_size = checkpoint.config().vocab_size;
+    Ok(Started { executor: Box::new(executor), worker, model_len, vocab_size })
 }
 
 /// Returns the most tokens of a step, or, for a policy that has no such bound, of a chunk.
@@ -247,6 +271,11 @@ fn scheduler_config(
         max_model_len: match config.max_model_len {
             Auto::Exactly(count) => count,
             Auto::Fit => model_len.min(worker.kv.num_tokens()),
+        },
+        // Batches in different stages hold different sequences.
+        decode_pending: match &config.device {
+            DeviceConfig::Sim(sim) => sim.parallel.pipeline == 1,
+            DeviceConfig::Cpu(_) | DeviceConfig::Cuda(_) => given.decode_pending,
         },
         ..given
     }

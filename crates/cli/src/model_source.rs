@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 
 use crate::args::{LoadFormat, ModelArgs};
+use crate::config::WeightsFrom;
 use crate::console;
 use crate::download::hub::{self, HubId, Weights};
 use crate::download::hub_cache::{self, HubCache};
@@ -36,15 +37,19 @@ impl Found {
     }
 }
 
-/// Finds the model, downloading it if need be.
+/// Finds the model, downloading it if need be. Where weights come by chance, a name that needs no file will do.
 ///
 /// # Errors
 /// It is nowhere; the message names every place that was tried, and what to do.
-pub(crate) fn find(args: &ModelArgs, environment: &Environment) -> Result<Found> {
-    let weights = match args.load_format {
-        LoadFormat::Auto | LoadFormat::Safetensors => Weights::Any,
-        LoadFormat::Gguf => Weights::Gguf,
-        LoadFormat::Dummy => Weights::None,
+pub(crate) fn find(
+    args: &ModelArgs,
+    weights: WeightsFrom,
+    environment: &Environment,
+) -> Result<Found> {
+    let weights = match (weights, args.load_format) {
+        (WeightsFrom::Chance, _) => Weights::None,
+        (WeightsFrom::Files, LoadFormat::Gguf) => Weights::Gguf,
+        (WeightsFrom::Files, _) => Weights::Any,
     };
     let Some(named) = args.model.as_deref().or(args.model_flag.as_deref()) else {
         return find_default(args.revision.as_deref(), weights, environment);
@@ -54,12 +59,20 @@ pub(crate) fn find(args: &ModelArgs, environment: &Environment) -> Result<Found>
     if path.exists() {
         return Ok(Found { path: on_disk(path, args.load_format)?, names });
     }
+    if weights == Weights::None && stallfree_sim::built_in_config(named).is_some() {
+        return Ok(Found { path: path.to_owned(), names });
+    }
     let is_path = path.is_absolute() || named.starts_with(['.', '~']) || named.ends_with('/');
     let id: HubId = match named.parse() {
         Ok(id) if !is_path => id,
         _ => bail!(
             "there is no model at {named}: MODEL is a folder with config.json and safetensors, a .gguf file, or a \
-             Hugging Face id such as {DEFAULT_MODEL} or org/name:file.gguf"
+             Hugging Face id such as {DEFAULT_MODEL} or org/name:file.gguf{}",
+            if weights == Weights::None {
+                format!("; without weights also {}", stallfree_sim::BUILT_IN.join(", "))
+            } else {
+                String::new()
+            }
         ),
     };
     let revision = args.revision.as_deref().unwrap_or("main");

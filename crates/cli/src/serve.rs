@@ -30,7 +30,7 @@ pub(crate) fn run(args: &ServeArgs, environment: &Environment) -> Result<()> {
     let front = FrontConfig::resolve(&args.server, environment)?;
     // A port that is taken shows now, not after minutes of loading.
     let socket = bind(&front)?;
-    let found = model_source::find(&args.engine.model, environment)?;
+    let found = model_source::find(&args.engine.model, config.weights, environment)?;
     let found_at = clock.now();
     let name = front.served_model_names.first().map_or(found.name(), String::as_str).to_owned();
     let instance = instance::start(&found.path, &name, &config)?;

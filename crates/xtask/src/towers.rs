@@ -23,6 +23,7 @@ const LEVELS: &[(&str, u8, Tower)] = &[
     ("stallfree-comm", 2, Device),
     ("stallfree-models", 3, Device),
     ("stallfree-worker", 4, Device),
+    ("stallfree-sim", 4, Device),
     ("stallfree", 5, Top),
     // Development only.
     ("stallfree-testkit", 4, Top),

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{ArgAction, Args, ValueEnum};
 
@@ -137,9 +138,17 @@ pub(crate) enum SchedulingPolicy {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Device and KV cache")]
 pub(crate) struct CacheArgs {
-    /// Where to compute
-    #[arg(long, value_enum, default_value_t = DeviceKind::Auto)]
+    /// Where to compute: auto, cpu, cuda, or sim:GPU, which predicts how long steps take and answers
+    /// with letters (a100-80g-pcie, a100-80g-sxm, h100-sxm, a40-48g, a10-24g, or a file that
+    /// `calibrate` wrote)
+    #[arg(long, default_value = "auto")]
     pub(crate) device: DeviceKind,
+    /// GPUs that share each layer; more than one only with --device sim:GPU
+    #[arg(long, value_name = "N", value_parser = positive, default_value = "1")]
+    pub(crate) tensor_parallel_size: usize,
+    /// Stages of layers, one after the other; more than one only with --device sim:GPU
+    #[arg(long, value_name = "N", value_parser = positive, default_value = "1")]
+    pub(crate) pipeline_parallel_size: usize,
     /// CPU threads to compute with [default: all cores]
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
@@ -167,14 +176,32 @@ pub(crate) struct CacheArgs {
 }
 
 /// Where to compute.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum DeviceKind {
-    /// The best device there is
+    /// The best device there is.
     Auto,
-    /// The CPU
+    /// The CPU.
     Cpu,
-    /// An NVIDIA GPU
+    /// An NVIDIA GPU.
     Cuda,
+    /// A simulated GPU, or the file that describes it.
+    Sim(String),
+}
+
+impl FromStr for DeviceKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda),
+            _ => match text.strip_prefix("sim:").filter(|gpu| !gpu.is_empty()) {
+                Some(gpu) => Ok(Self::Sim(gpu.to_owned())),
+                None => Err("it is auto, cpu, cuda, or sim:GPU such as sim:h100-sxm".to_owned()),
+            },
+        }
+    }
 }
 
 /// GPU kernels to use.

@@ -99,8 +99,9 @@ fn vllms_other_flags_are_answered_by_name() {
         Some("task")
     );
 
-    check_refused("-tp 2", &["--tensor-parallel-size", "known", "not supported"]);
-    check_refused("--pipeline_parallel_size=4", &["--pipeline-parallel-size"]);
+    let split = check("-tp 2 -pp=4", "").engine.cache;
+    assert_eq!((split.tensor_parallel_size, split.pipeline_parallel_size), (2, 4));
+    check_refused("-dp 2", &["--data-parallel-size", "known", "not supported"]);
     check_refused("--lora-modules a=b c=d", &["--lora-modules", "LoRA"]);
     check_refused("--kv-cache-dtype fp8", &["--kv-cache-dtype"]);
     check_refused("--uds /tmp/x", &["--uds", "--host"]);

@@ -112,8 +112,6 @@ const FLAGS: &[(&str, Values, Answer)] = &[
     ("scheduler-reserve-full-isl", Flag, NoEffect(BY_POLICY)),
     ("seed", One, NoEffect("requests that bring a seed repeat; others draw their own")),
     ("stream-interval", One, NoEffect("every token is sent when it is there")),
-    ("tensor-parallel-size", One, MULTI_DEVICE),
-    ("pipeline-parallel-size", One, MULTI_DEVICE),
     ("data-parallel-size", One, MULTI_DEVICE),
     ("decode-context-parallel-size", One, MULTI_DEVICE),
     ("prefill-context-parallel-size", One, MULTI_DEVICE),
@@ -274,7 +272,7 @@ pub(super) fn answer(argv: impl Iterator<Item = OsString>) -> Result<Known, clap
             continue;
         };
         let Some(&(_, values, answer)) = find(&name) else {
-            known.argv.push(arg);
+            known.argv.push(spelled_out(arg, &name, inline.as_deref()));
             continue;
         };
         let mut value = inline;
@@ -298,6 +296,16 @@ pub(super) fn answer(argv: impl Iterator<Item = OsString>) -> Result<Known, clap
 /// Returns the long names of vLLM's other flags.
 pub(super) fn names() -> impl Iterator<Item = &'static str> {
     FLAGS.iter().map(|(name, ..)| *name)
+}
+
+/// Returns a flag of ours, by its long name where vLLM's short one was given.
+fn spelled_out(arg: OsString, name: &str, value: Option<&str>) -> OsString {
+    let is_short = !arg.to_string_lossy().starts_with("--");
+    match (is_short, value) {
+        (false, _) => arg,
+        (true, None) => format!("--{name}").into(),
+        (true, Some(value)) => format!("--{name}={value}").into(),
+    }
 }
 
 /// Splits `--name=value` or a short spelling into the long name and the value, if there is one in it.

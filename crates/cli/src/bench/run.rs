@@ -143,7 +143,7 @@ pub(crate) fn save(args: &RunArgs, ran: &Ran, path: &std::path::Path, command: &
 /// The flags, the model or the machine don't allow it.
 pub(crate) fn execute(args: &RunArgs, environment: &Environment, what: &str) -> Result<Ran> {
     let config = InstanceConfig::resolve(&args.engine, environment)?;
-    let found = model_source::find(&args.engine.model, environment)?;
+    let found = model_source::find(&args.engine.model, config.weights, environment)?;
     let tokenizer = match args.workload.has_texts() {
         true => Some(instance::open_tokenizer(&found.path, &config)?),
         false => None,
@@ -169,7 +169,7 @@ pub(crate) fn execute(args: &RunArgs, environment: &Environment, what: &str) -> 
         request_rate: recipe.arrivals.rate(),
         burstiness: args.workload.arrivals.burstiness,
         max_concurrency: args.workload.arrivals.max_concurrency,
-        num_gpus: args.results.num_gpus.unwrap_or(1),
+        num_gpus: args.results.num_gpus.unwrap_or(config.device.num_gpus()),
     };
     let summary_config = args.results.summary_config(about.num_gpus)?;
     let is_virtual = match args.mode.clock {

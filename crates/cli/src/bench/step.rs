@@ -82,7 +82,7 @@ pub(crate) fn run(args: &StepArgs, environment: &Environment) -> Result<()> {
         row::parse_all(&args.rows.decode, |text| Decode::parse(text, args.rows.decode_len))?;
     let prefill = row::parse_all(&args.rows.prefill, Prefill::parse)?;
     let config = InstanceConfig::resolve(&args.engine, environment)?;
-    let found = model_source::find(&args.engine.model, environment)?;
+    let found = model_source::find(&args.engine.model, config.weights, environment)?;
     let checkpoint = instance::open(&found.path, config.weights)?;
     let floor = match &config.device {
         DeviceConfig::Cuda(gpu) => Some(Floor::measure(checkpoint.config(), &gpu.kernel_cache)?),

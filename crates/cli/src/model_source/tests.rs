@@ -5,6 +5,7 @@ use tempfile::TempDir;
 
 use super::{DEFAULT_MODEL, default_gguf, find};
 use crate::args::{ModelArgs, serve_args};
+use crate::config::WeightsFrom;
 use crate::environment::{Environment, HubEnvironment};
 
 /// An environment without network, pip and models.
@@ -29,7 +30,10 @@ fn flags(flags: &[&str]) -> ModelArgs {
 }
 
 fn check_fails(environment: &Environment, line: &[&str], expected: &[&str]) {
-    let error = format!("{:#}", find(&flags(line), environment).expect_err("nothing is there"));
+    let error = format!(
+        "{:#}",
+        find(&flags(line), WeightsFrom::Files, environment).expect_err("nothing is there")
+    );
     for expected in expected {
         assert!(error.contains(expected), "{line:?}: {error}");
     }
@@ -64,12 +68,13 @@ fn what_is_on_this_machine_needs_no_network() {
     fs::write(&model, "").unwrap();
     let text = model.to_str().unwrap();
     for line in [&[text][..], &["--model", text]] {
-        let found = find(&flags(line), &environment).unwrap();
+        let found = find(&flags(line), WeightsFrom::Files, &environment).unwrap();
         assert_eq!((found.path.as_path(), found.name()), (model.as_path(), text));
     }
 
     // A folder with nothing but a GGUF file stands for that file.
-    let found = find(&flags(&[folder.path().to_str().unwrap()]), &environment).unwrap();
+    let found =
+        find(&flags(&[folder.path().to_str().unwrap()]), WeightsFrom::Files, &environment).unwrap();
     assert_eq!(found.path, model);
     check_fails(&environment, &[text, "--load-format=safetensors"], &["safetensors", "some.gguf"]);
 
@@ -81,16 +86,21 @@ fn what_is_on_this_machine_needs_no_network() {
     fs::create_dir_all(&snapshot).unwrap();
     fs::write(snapshot.join("config.json"), "{}").unwrap();
     fs::write(snapshot.join("model.safetensors"), "").unwrap();
-    assert_eq!(find(&flags(&["--revision", "c"]), &environment).unwrap().path, snapshot);
     assert_eq!(
-        find(&flags(&[DEFAULT_MODEL, "--revision=c"]), &environment).unwrap().path,
+        find(&flags(&["--revision", "c"]), WeightsFrom::Files, &environment).unwrap().path,
+        snapshot
+    );
+    assert_eq!(
+        find(&flags(&[DEFAULT_MODEL, "--revision=c"]), WeightsFrom::Files, &environment)
+            .unwrap()
+            .path,
         snapshot
     );
 
     let gguf = default_gguf(&environment);
     fs::create_dir_all(gguf.parent().unwrap()).unwrap();
     fs::write(&gguf, "").unwrap();
-    let found = find(&flags(&[]), &environment).unwrap();
+    let found = find(&flags(&[]), WeightsFrom::Files, &environment).unwrap();
     assert_eq!(found.path, gguf);
     assert_eq!(found.names, ["SmolLM2-135M-Instruct", DEFAULT_MODEL]);
 }

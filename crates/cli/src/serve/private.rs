@@ -30,7 +30,7 @@ impl PrivateServer {
             api_keys: Vec::new(),
             ..FrontConfig::resolve(&args.server, environment)?
         };
-        let found = model_source::find(&args.engine.model, environment)?;
+        let found = model_source::find(&args.engine.model, config.weights, environment)?;
         let instance = instance::start(&found.path, found.name(), &config)?;
         report::warn(&instance.report);
         let state = front::state(instance, &found, front);

@@ -4,6 +4,7 @@ mod server;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -37,6 +38,20 @@ fn answers_and_drains_on_sigterm() {
     );
     assert_eq!(rest.matches(r#""finish_reason":"length""#).count(), 4);
     assert!(server.post("/v1/completions", &body).is_err(), "nobody is let in any more");
+    assert_eq!(server.wait(), Some(0));
+}
+
+#[test]
+fn a_simulated_gpu_answers_over_http_without_any_file() {
+    let flags = ["--device=sim:h100-sxm", "-tp", "2", "-pp=2", "--served-model-name=sim"];
+    let mut server = Server::start(Path::new("llama-2-70b"), &flags);
+    let body = json!({ "model": "sim", "prompt": "hello", "max_tokens": 20 });
+    let answer = server.post("/v1/completions", &body).unwrap();
+    let answer: serde_json::Value = serde_json::from_reader(answer).unwrap();
+    assert_eq!(answer["usage"]["completion_tokens"], 20, "{answer}");
+    let text = answer["choices"][0]["text"].as_str().unwrap();
+    assert!(text.bytes().all(|byte| byte.is_ascii_lowercase()), "{text:?}");
+    server.signal("TERM");
     assert_eq!(server.wait(), Some(0));
 }
 
@@ -215,7 +230,7 @@ fn benchmarks_a_server_and_an_engine() {
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
         (String::from_utf8(output.stdout).unwrap(), errors, output.status.success())
     };
-    let read = |path: &std::path::Path| -> serde_json::Value {
+    let read = |path: &Path| -> serde_json::Value {
         serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
     };
     let load = [

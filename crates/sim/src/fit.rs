@@ -1,0 +1,273 @@
+//! Fits a calibration's factors to measured steps.
+
+use serde::{Deserialize, Serialize};
+
+use crate::gpu::Shipped;
+use crate::{Calibration, CostModel, Error, Factors, Gpu, ModelShape, Parallel, StepLoad};
+
+/// Measurements of one model on one group of GPUs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// Where they come from.
+    pub source: String,
+    /// The GPU: one that is shipped, or its data.
+    pub gpu: GpuChoice,
+    /// The model: one that is known by name, or its config.json.
+    pub model: ModelChoice,
+    /// GPUs that share each layer.
+    pub tensor_parallel_size: usize,
+    /// Where the search begins; what it does not touch stays so.
+    pub start: Factors,
+    /// The steps.
+    pub steps: Vec<Step>,
+}
+
+/// A GPU by name or in full.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum GpuChoice {
+    /// One of those that are shipped.
+    Named(String),
+    /// Any other.
+    Given(Gpu),
+}
+
+/// A model by name or in full.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum ModelChoice {
+    /// One of those that are known by name.
+    Named(String),
+    /// A parsed config.json.
+    Given(serde_json::Value),
+}
+
+/// A step that was measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    /// Its chunks, equal ones together: how many, tokens in the cache before each, tokens computed. Each samples a token.
+    pub chunks: Vec<[usize; 3]>,
+    /// How long it took, in seconds.
+    pub seconds: f64,
+    /// How long its matrix products took of that, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub linear_s: Option<f64>,
+}
+
+/// A measured step beside its prediction.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Residual {
+    /// The step, in words.
+    pub step: String,
+    /// What was measured, in milliseconds.
+    pub measured_ms: f64,
+    /// What is predicted, in milliseconds.
+    pub predicted_ms: f64,
+}
+
+/// How the search scales each free factor.
+const FREE: &[fn(&mut Factors) -> &mut f64] = &[
+    |factors| &mut factors.linear,
+    |factors| &mut factors.memory,
+    |factors| &mut factors.attention,
+    |factors| &mut factors.layer_s,
+    |factors| &mut factors.step_s,
+    |factors| &mut factors.seq_s,
+];
+
+impl Measured {
+    fn gpu(&self) -> Result<Gpu, Error> {
+        match &self.gpu {
+            GpuChoice::Named(name) => Ok(Shipped::find(name)?.gpu()),
+            GpuChoice::Given(gpu) => Ok(gpu.clone()),
+        }
+    }
+
+    fn shape(&self) -> Result<ModelShape, Error> {
+        match &self.model {
+            ModelChoice::Named(name) => {
+                ModelShape::built_in(name).ok_or(Error::BadShape { key: "model" })
+            }
+            ModelChoice::Given(config) => ModelShape::from_config(config),
+        }
+    }
+
+    /// Fits the factors to the steps.
+    ///
+    /// They are those that give the least mean square of the logarithm of predicted over measured. The tile and the
+    /// collectives' factor stay as they are, and keys are read as fast as weights. The search scales one factor at a time, by ever
+    /// smaller steps once nothing helps: deterministic, and good enough for a handful of factors.
+    ///
+    /// # Errors
+    /// The model or the GPU is unknown, or doesn't go with the other.
+    pub fn fit(&self) -> Result<Calibration, Error> {
+        let bench = Bench::new(self)?;
+        let mut best = (bench.error(self.start)?, self.start);
+        let mut scale = 2.0_f64;
+        while scale > 1.0005 {
+            let before = best.0;
+            for factor in FREE {
+                for scale in [scale, 1.0 / scale] {
+                    let mut candidate = best.1;
+                    *factor(&mut candidate) *= scale;
+                    candidate.kv_read = candidate.memory;
+                    let error = bench.error(candidate)?;
+                    if error < best.0 {
+                        best = (error, candidate);
+                    }
+                }
+            }
+            if best.0 > before * 0.9999 {
+                scale = scale.sqrt();
+            }
+        }
+        let factors = best.1.rounded();
+        Ok(Calibration {
+            source: self.source.clone(),
+            gpu: match &self.gpu {
+                GpuChoice::Named(_) => None,
+                GpuChoice::Given(gpu) => Some(gpu.clone()),
+            },
+            residuals: bench.residuals(factors)?,
+            factors,
+        })
+    }
+}
+
+/// The measured steps, ready to be compared with predictions.
+struct Bench<'a> {
+    measured: &'a Measured,
+    gpu: Gpu,
+    shape: ModelShape,
+    loads: Vec<StepLoad>,
+}
+
+impl<'a> Bench<'a> {
+    fn new(measured: &'a Measured) -> Result<Self, Error> {
+        let (gpu, shape) = (measured.gpu()?, measured.shape()?);
+        let loads = measured.steps.iter().map(|step| step.load(shape.window)).collect();
+        Ok(Self { measured, gpu, shape, loads })
+    }
+
+    /// Calls `see` with each step, what was measured of it, and what is predicted.
+    fn compare(
+        &self,
+        factors: Factors,
+        mut see: impl FnMut(&Step, &str, f64, f64),
+    ) -> Result<(), Error> {
+        let parallel = Parallel { tensor: self.measured.tensor_parallel_size, pipeline: 1 };
+        let cost = CostModel::new(&self.shape, parallel, &self.gpu, factors)?;
+        for (step, load) in self.measured.steps.iter().zip(&self.loads) {
+            see(step, "", step.seconds, cost.step_s(load));
+            if let Some(linear) = step.linear_s {
+                let predicted = cost.layer(load).linear * self.shape.num_layers as f64;
+                see(step, ", matrix products", linear, predicted);
+            }
+        }
+        Ok(())
+    }
+
+    fn error(&self, factors: Factors) -> Result<f64, Error> {
+        let (mut sum, mut count) = (0.0, 0.0_f64);
+        self.compare(factors, |_, _, measured, predicted| {
+            sum += (predicted / measured).ln().powi(2);
+            count += 1.0;
+        })?;
+        Ok(sum / count.max(1.0))
+    }
+
+    fn residuals(&self, factors: Factors) -> Result<Vec<Residual>, Error> {
+        let mut residuals = Vec::new();
+        let ms = |seconds: f64| (seconds * 1e5).round() / 1e2;
+        self.compare(factors, |step, part, measured, predicted| {
+            let step = format!("{}{part}", step.describe());
+            residuals.push(Residual {
+                step,
+                measured_ms: ms(measured),
+                predicted_ms: ms(predicted),
+            });
+        })?;
+        Ok(residuals)
+    }
+}
+
+impl Step {
+    fn load(&self, window: Option<usize>) -> StepLoad {
+        let mut load = StepLoad::default();
+        for &[count, num_computed, num_tokens] in &self.chunks {
+            for _ in 0..count {
+                load.add(num_computed, num_tokens, window);
+                load.num_samples += 1;
+            }
+        }
+        load
+    }
+
+    /// Describes the step: `32 × 1 after 1022`.
+    fn describe(&self) -> String {
+        let name = |&[count, after, tokens]: &[usize; 3]| match after {
+            0 => format!("{count} × {tokens}"),
+            _ => format!("{count} × {tokens} after {after}"),
+        };
+        self.chunks.iter().map(name).collect::<Vec<_>>().join(" + ")
+    }
+}
+
+impl Factors {
+    /// Cuts what no measurement tells.
+    fn rounded(self) -> Self {
+        let digits = |value: f64| format!("{value:.3e}").parse().unwrap_or(value);
+        Self {
+            linear: digits(self.linear),
+            memory: digits(self.memory),
+            attention: digits(self.attention),
+            kv_read: digits(self.kv_read),
+            layer_s: digits(self.layer_s),
+            step_s: digits(self.step_s),
+            seq_s: digits(self.seq_s),
+            ..self
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHIPPED: &[(&str, &str, f64)] = &[
+        (include_str!("../data/a100-steps.json"), include_str!("../data/a100.json"), 0.25),
+        (include_str!("../data/h100-steps.json"), include_str!("../data/h100.json"), 0.15),
+    ];
+
+    #[test]
+    fn the_shipped_calibrations_are_what_their_measurements_give() {
+        for (steps, calibration, _) in SHIPPED {
+            let measured: Measured = serde_json::from_str(steps).expect("a measurements file");
+            let shipped: Calibration = serde_json::from_str(calibration).expect("a calibration");
+            assert_eq!(measured.fit().expect("a fit"), shipped);
+        }
+    }
+
+    #[test]
+    fn a_fit_finds_the_factors_that_made_the_steps() {
+        let mut measured: Measured = serde_json::from_str(SHIPPED[0].0).expect("measurements");
+        let truth = Factors { linear: 0.5, memory: 0.8, kv_read: 0.8, ..measured.start };
+        let bench = Bench::new(&measured).expect("known names");
+        let mut seconds = Vec::new();
+        bench
+            .compare(truth, |_, part, _, predicted| {
+                if part.is_empty() {
+                    seconds.push(predicted);
+                }
+            })
+            .expect("a model that splits");
+        for (step, seconds) in measured.steps.iter_mut().zip(seconds) {
+            (step.seconds, step.linear_s) = (seconds, None);
+        }
+        let residuals = measured.fit().expect("a fit").residuals;
+        for residual in residuals {
+            let ratio = residual.predicted_ms / residual.measured_ms;
+            assert!((0.95..1.05).contains(&ratio), "{residual:?}");
+        }
+    }
+}
