@@ -1,12 +1,13 @@
 //! From sources to loaded kernels.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use stallfree_device::{CubinCache, Device, Dtype, Function, Module, Source};
+use stallfree_device::{Arch, CubinCache, Device, Dtype, Function, Module, Source};
 
 use super::{
-    AddBias, CudaError, Gather, HeadShape, PagedAttentionDecode, PagedAttentionPrefill, RmsNorm,
-    RopeKvWrite, SiluMul, SkinnyGemm, SkinnySpec, sampling,
+    AddBias, CudaError, DecodeGemm, DecodeGemmSpec, Gather, HeadShape, PagedAttentionDecode,
+    PagedAttentionPrefill, RmsNorm, RopeKvWrite, SiluMul, SkinnyGemm, SkinnySpec, sampling,
 };
 
 /// A source with its macros, its kernels and the dynamic shared memory they ask for.
@@ -18,6 +19,8 @@ pub struct Build {
     pub kernels: &'static [&'static str],
     /// Bytes of dynamic shared memory that a block may ask for.
     pub shared_bytes: usize,
+    /// The one architecture whose instructions it is written in, if it is.
+    pub only: Option<Arch>,
 }
 
 impl Build {
@@ -31,11 +34,21 @@ impl Build {
             defines.push(("ELEM_F16", "1".to_owned()));
         }
         let prelude = include_str!("../../cuda/common.cuh");
-        Self { source: Source { name, prelude, text, defines }, kernels, shared_bytes: 0 }
+        Self {
+            source: Source { name, prelude, text, defines },
+            kernels,
+            shared_bytes: 0,
+            only: None,
+        }
     }
 
     pub(super) const fn with_shared(mut self, bytes: usize) -> Self {
         self.shared_bytes = bytes;
+        self
+    }
+
+    pub(super) const fn only_for(mut self, arch: Arch) -> Self {
+        self.only = Some(arch);
         self
     }
 }
@@ -56,10 +69,7 @@ pub struct Toolchain {
 impl Toolchain {
     /// Compiles or finds a build and loads its kernels, in order.
     pub(super) fn load<const N: usize>(&self, build: &Build) -> Result<[Function; N], CudaError> {
-        let mut source = build.source.clone();
-        if self.ampere_path {
-            source.defines.push(("AMPERE_PATH", "1".to_owned()));
-        }
+        let source = self.source(build);
         let module = Module::load(&self.device, &self.cache.get(&source, self.device.arch())?)?;
         let load = |name: &&str| {
             let function = module.function(name, build.shared_bytes)?;
@@ -70,6 +80,36 @@ impl Toolchain {
         functions?.try_into().map_err(|_| CudaError::Unsupported {
             what: format!("{}: {N} kernels expected", build.source.name),
         })
+    }
+}
+
+impl Toolchain {
+    fn source(&self, build: &Build) -> Source {
+        let mut source = build.source.clone();
+        if self.ampere_path {
+            source.defines.push(("AMPERE_PATH", "1".to_owned()));
+        }
+        source
+    }
+
+    /// Compiles what is not cached, on all processors at once, so that loading it later takes no time. Errors come then.
+    pub(super) fn compile_all(&self, builds: &[Build]) {
+        let next = AtomicUsize::new(0);
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        std::thread::scope(|scope| {
+            for _ in 0..threads.min(builds.len()) {
+                scope.spawn(|| {
+                    while let Some(build) = builds.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        drop(self.cache.get(&self.source(build), self.device.arch()));
+                    }
+                });
+            }
+        });
+    }
+
+    /// Names a build by all that goes into its code.
+    pub(super) fn name(&self, build: &Build) -> Result<String, CudaError> {
+        Ok(CubinCache::name(&self.source(build), self.device.arch())?)
     }
 }
 
@@ -89,6 +129,9 @@ pub fn builds(dtype: Dtype) -> Result<Vec<Build>, CudaError> {
     }
     for spec in SkinnySpec::all() {
         builds.push(SkinnyGemm::build(dtype, spec));
+    }
+    for spec in DecodeGemmSpec::all() {
+        builds.push(DecodeGemm::build(dtype, spec));
     }
     for (num_heads, num_kv_heads, head_dim) in [
         (9, 3, 64),
