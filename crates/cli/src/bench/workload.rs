@@ -24,7 +24,7 @@ pub(crate) struct WorkloadArgs {
     /// Requests to send [default: 1000, or all of a replayed trace]
     #[arg(long, value_name = "N")]
     pub(crate) num_prompts: Option<usize>,
-    /// Prompt lengths: N, uniform:LOW-HIGH, lognormal:MEDIAN,SIGMA[,MAX], or S, M, L (Llumnix)
+    /// Prompt lengths: N, uniform:LOW-HIGH, lognormal:MEDIAN,SIGMA(,MAX), or S, M, L (Llumnix)
     #[arg(long, value_name = "LENGTHS")]
     pub(crate) input_len: Option<Lengths>,
     /// Output lengths, in the same notation; replaces a trace's
