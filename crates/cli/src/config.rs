@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Map, Value};
+use stallfree_device::gpu_is_usable;
 use stallfree_kernels::cpu::{CpuConfig, KvType};
 use stallfree_models::DtypeChoice;
 use stallfree_scheduler::{Ordering, Registry, SchedulerConfig};
@@ -248,32 +249,22 @@ fn device(dtype: Dtype, cache: &CacheArgs, environment: &Environment) -> Result<
     if cache.device == DeviceKind::Cpu {
         return Ok(DeviceConfig::Cpu(on_cpu));
     }
-    let found = stallfree_device::probe();
-    let needed = ["libnvrtc", "libcublasLt"];
-    let missing: Vec<&str> =
-        found.missing.iter().copied().filter(|library| needed.contains(library)).collect();
-    let problem = match (found.driver_version, found.num_devices) {
-        (None, _) => Some("the NVIDIA driver (libcuda) was not found".to_owned()),
-        (Some(_), 0) => Some("the driver lists no GPU".to_owned()),
-        _ if !missing.is_empty() => Some(format!(
-            "{} not found; install CUDA 13's (PyPI: nvidia-cuda-nvrtc, nvidia-cublas) and put the folder on LD_LIBRARY_PATH",
-            missing.join(" and ")
-        )),
-        _ => None,
+    let on_gpu = GpuConfig {
+        kernel_cache: environment.kernels(),
+        memory_utilization: cache.gpu_memory_utilization,
+        ampere_path: cache.kernels == Kernels::Sm80,
     };
-    match (cache.device, problem) {
-        (DeviceKind::Cuda, Some(problem)) => bail!("--device cuda: {problem}; or use --device cpu"),
-        (_, Some(problem)) => {
-            if found.num_devices > 0 {
+    match (gpu_is_usable(0), cache.device) {
+        (Ok(()), _) => Ok(DeviceConfig::Cuda(on_gpu)),
+        (Err(problem), DeviceKind::Cuda) => {
+            bail!("--device cuda: {problem}; or use --device cpu. `stallfree doctor` says more")
+        }
+        (Err(problem), _) => {
+            if stallfree_device::num_gpus() > 0 {
                 tracing::warn!("Computing on the CPU: {problem}");
             }
             Ok(DeviceConfig::Cpu(on_cpu))
         }
-        (_, None) => Ok(DeviceConfig::Cuda(GpuConfig {
-            kernel_cache: environment.cache.join("kernels"),
-            memory_utilization: cache.gpu_memory_utilization,
-            ampere_path: cache.kernels == Kernels::Sm80,
-        })),
     }
 }
 

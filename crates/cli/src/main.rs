@@ -5,6 +5,7 @@ mod bench;
 mod chat;
 mod config;
 mod console;
+mod doctor;
 mod download;
 mod environment;
 mod instance;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
         Err(error) => error.exit(),
     };
     let environment = Environment::read();
+    stallfree_device::search_libraries_in(&environment.libraries());
     let is_quiet = matches!(parsed.cli.command, Command::Chat(_) | Command::Bench(_));
     log::start(environment.log.as_deref().unwrap_or(if is_quiet { "warn" } else { "info" }));
     for notice in &parsed.notices {
@@ -35,6 +37,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(args, &environment),
         Command::Schedulers => schedulers::print_all(),
         Command::Chat(args) => chat::run(args, &environment),
+        Command::Doctor(args) => doctor::run(args, &environment),
         Command::Models => models::print_all(&environment),
         Command::Version => console::print(concat!("stallfree ", env!("CARGO_PKG_VERSION"), "\n"))
             .map_err(Into::into),

@@ -5,6 +5,7 @@ use std::ffi::CString;
 use cudarc::nvrtc::sys as nv;
 
 use crate::DeviceError;
+use crate::libraries::{self, Library};
 
 /// A kernel source and what it is specialized to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -96,13 +97,7 @@ impl Cubin {
 /// # Errors
 /// NVRTC cannot be loaded.
 pub fn compiler_version() -> Result<(u32, u32), DeviceError> {
-    // SAFETY: only tries to open a shared library.
-    if !unsafe { nv::is_culib_present() } {
-        return Err(DeviceError::Missing {
-            library: "libnvrtc.so.13",
-            hint: "install the CUDA 13 run-time compiler (PyPI package nvidia-cuda-nvrtc) and put its folder on LD_LIBRARY_PATH",
-        });
-    }
+    libraries::open(Library::Nvrtc)?;
     let (mut major, mut minor) = (0, 0);
     // SAFETY: the library is present and both pointers are to live integers.
     let _ = unsafe { nv::nvrtcVersion(&raw mut major, &raw mut minor) };

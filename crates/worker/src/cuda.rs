@@ -10,6 +10,7 @@ use stallfree_models::{Checkpoint, DtypeChoice, LoadOptions, ModelConfig};
 
 use crate::cpu::probe;
 use crate::runner::HEAD_ROWS;
+use crate::start::free_share;
 use crate::{Error, KvSize, Runner, ThreadExecutor, WorkerReport};
 
 /// How to start a worker on a GPU.
@@ -54,12 +55,16 @@ pub fn start_cuda(
     let loaded = clock.now();
     let spec = model.kv_spec(1, config.block_size);
     let elements = spec.num_layers * spec.block_size * spec.num_kv_heads * spec.head_dim * 2;
-    let (free, total) = backend.memory()?;
-    let reserved = total as f64 * (1.0 - config.gpu_memory_utilization.clamp(0.0, 1.0));
+    let block_bytes = elements as u64 * 2;
+    let memory = backend.memory()?;
     let enough = config.max_kv_tokens.div_ceil(config.block_size);
     let num_blocks = config
         .kv_size
-        .num_blocks(elements as u64 * 2, enough, || (free as f64 - reserved).max(0.0) as u64)?;
+        .num_blocks(block_bytes, enough, || free_share(memory, config.gpu_memory_utilization))?;
+    let (bytes, free) = (block_bytes.saturating_mul(num_blocks as u64), memory.0 as u64);
+    if bytes > free {
+        return Err(Error::KvCacheTooLarge { bytes, free });
+    }
     let kv = KvGeometry { num_blocks, block_size: config.block_size };
     backend.allocate_kv(&model.kv_spec(kv.num_blocks, kv.block_size))?;
     let allocated = clock.now();

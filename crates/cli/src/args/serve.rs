@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, ValueEnum};
 
-use super::number::{Auto, count, positive};
+use super::number::{Auto, count, positive, share};
 
 /// The flags of `serve`.
 #[derive(Debug, Args)]
@@ -144,7 +144,7 @@ pub(crate) struct CacheArgs {
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
     /// Share of the GPU's memory to take
-    #[arg(long, value_name = "SHARE", default_value_t = 0.9)]
+    #[arg(long, value_name = "SHARE", value_parser = share, default_value = "0.9")]
     pub(crate) gpu_memory_utilization: f64,
     /// GPU kernels to use
     #[arg(long, value_enum, default_value_t = Kernels::Auto)]
