@@ -1,53 +1,168 @@
-//! Compiles every CUDA kernel, without a GPU, and fails on a register spill or more shared memory than Ampere has.
+//! Compiles every CUDA kernel, without a GPU, and fails where one spills registers or asks for more shared memory than there is.
 //!
-//! `LD_LIBRARY_PATH=<folder of libnvrtc.so.13> cargo run --example compile_kernels -p stallfree-kernels`
+//! `compile_kernels [FOLDER]`: NVRTC is the system's or in FOLDER. `cargo xtask kernels` fetches one and runs this.
 #![expect(clippy::print_stdout, reason = "a report for a terminal")]
 
-use stallfree_device::{Arch, Dtype, compile, compiler_version};
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use stallfree_device::{
+    Arch, Dtype, FunctionUse, compile, compiler_knows, compiler_version, search_libraries_in,
+};
 use stallfree_kernels::cuda::{Build, builds};
 
-/// What a block may ask for on compute capability 8.0.
-const SHARED_LIMIT: usize = 163 << 10;
+type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let (major, minor) = compiler_version()?;
-    println!("NVRTC {major}.{minor}");
-    let mut faults = 0;
-    for dtype in [Dtype::Bf16, Dtype::F16] {
-        for build in builds(dtype)? {
-            for arch in [Arch::Sm80, Arch::Sm90a] {
-                faults += usize::from(!report(&build, arch)?);
-            }
-        }
+/// How many builds pass between two lines of progress.
+const PROGRESS: usize = 50;
+
+/// A build for one architecture.
+struct Task {
+    build: Build,
+    dtype: Dtype,
+    arch: Arch,
+}
+
+/// What the kernels of a source need at most.
+#[derive(Default)]
+struct Most {
+    num_builds: usize,
+    registers: usize,
+    shared_bytes: usize,
+    spill_bytes: usize,
+}
+
+fn main() -> Outcome<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(folder) = args.first() {
+        search_libraries_in(Path::new(folder));
     }
-    if faults == 0 {
-        Ok(())
-    } else {
-        Err(format!("{faults} builds spill or ask for too much").into())
+    match args.get(1).zip(args.get(2)) {
+        Some((part, parts)) => compile_part(part.parse()?, parts.parse()?),
+        None => compile_all(args.first().map_or("", String::as_str)),
     }
 }
 
-/// Prints what a build's kernels use; says whether that is allowed.
-fn report(build: &Build, arch: Arch) -> Result<bool, Box<dyn std::error::Error>> {
-    let defines: Vec<_> =
-        build.source.defines.iter().map(|(name, value)| format!("{name}={value}")).collect();
-    let mut ok = true;
-    let uses = compile(&build.source, arch)?.uses();
-    for name in build.kernels {
-        let Some(used) = uses.iter().find(|used| used.name == *name) else {
-            return Err(format!("{}: no kernel {name}", build.source.name).into());
-        };
-        let shared = used.shared_bytes + build.shared_bytes;
-        let fine = used.spill_bytes == 0 && shared <= SHARED_LIMIT;
-        println!(
-            "{} {:7} {name:24} {:3} registers {shared:6} B shared {:4} B spilled  {}",
-            if fine { "ok  " } else { "FAIL" },
-            arch.name(),
-            used.registers,
-            used.spill_bytes,
-            defines.join(" "),
-        );
-        ok &= fine;
+fn tasks() -> Outcome<Vec<Task>> {
+    let mut tasks = Vec::new();
+    for (arch, dtypes) in [
+        (Arch::Sm80, &[Dtype::Bf16, Dtype::F16][..]),
+        (Arch::Sm90a, &[Dtype::Bf16, Dtype::F16]),
+        (Arch::Sm100a, &[Dtype::Bf16]),
+    ] {
+        if !compiler_knows(arch)? {
+            continue;
+        }
+        for &dtype in dtypes {
+            let for_arch = |build: &Build| build.arch.is_none_or(|only| only == arch);
+            let builds = builds(dtype)?.into_iter().filter(for_arch);
+            tasks.extend(builds.map(|build| Task { build, dtype, arch }));
+        }
     }
-    Ok(ok)
+    Ok(tasks)
+}
+
+/// Returns the bytes of shared memory that a block may ask for.
+const fn shared_limit(arch: Arch) -> usize {
+    match arch {
+        Arch::Sm80 => 163 << 10,
+        Arch::Sm90a | Arch::Sm100a => 227 << 10,
+        Arch::Sm120 => 99 << 10,
+    }
+}
+
+/// Compiles every `parts`-th build from number `part` on, and prints a line for each kernel.
+fn compile_part(part: usize, parts: usize) -> Outcome<()> {
+    for Task { build, dtype, arch } in tasks()?.into_iter().skip(part).step_by(parts) {
+        let uses = compile(&build.source, arch)?.uses();
+        for name in build.kernels {
+            let used = uses.iter().find(|used| used.name == *name);
+            let used = used.ok_or_else(|| format!("{}: no kernel {name}", build.source.name))?;
+            let FunctionUse { registers, spill_bytes, .. } = *used;
+            let shared = used.shared_bytes + build.shared_bytes;
+            let spills = spill_bytes > 0 && matches!(arch, Arch::Sm80 | Arch::Sm90a);
+            let verdict = if spills || shared > shared_limit(arch) { "FAIL" } else { "ok" };
+            let defines: Vec<_> = build
+                .source
+                .defines
+                .iter()
+                .map(|(name, value)| format!("{name}={value}"))
+                .collect();
+            println!(
+                "{verdict}\t{}\t{}\t{name}\t{registers}\t{shared}\t{spill_bytes}\t{dtype:?} {}",
+                build.source.name,
+                arch.name(),
+                defines.join(" "),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Compiles every build, in as many processes as there are cores: within one the compiler takes a lock.
+fn compile_all(folder: &str) -> Outcome<()> {
+    let (major, minor) = compiler_version()?;
+    let (parts, num_builds) =
+        (std::thread::available_parallelism().map_or(1, usize::from), tasks()?.len());
+    println!("NVRTC {major}.{minor}, {num_builds} builds, {parts} at once");
+    let start = |part: usize| {
+        Command::new(std::env::current_exe()?)
+            .args([folder, &part.to_string(), &parts.to_string()])
+            .stdout(Stdio::piped())
+            .spawn()
+    };
+    let mut children: Vec<Child> = (0..parts).map(start).collect::<Result<_, _>>()?;
+    let (lines, seen) = std::sync::mpsc::sync_channel(64);
+    let mut most: BTreeMap<(String, String), Most> = BTreeMap::new();
+    let mut faults = Vec::new();
+    std::thread::scope(|scope| {
+        for output in children.iter_mut().filter_map(|child| child.stdout.take()) {
+            let lines = lines.clone();
+            scope.spawn(move || {
+                BufReader::new(output).lines().flatten().try_for_each(|line| lines.send(line))
+            });
+        }
+        drop(lines);
+        for (index, line) in seen.iter().enumerate() {
+            if index % PROGRESS == PROGRESS - 1 {
+                println!("  {} kernels", index + 1);
+            }
+            add(&line, &mut most, &mut faults);
+        }
+    });
+    println!("{:34} {:8} builds registers shared bytes spilled bytes (the most)", "source", "");
+    for ((source, arch), most) in &most {
+        println!(
+            "{source:34} {arch:8} {:6} {:9} {:12} {:13}",
+            most.num_builds, most.registers, most.shared_bytes, most.spill_bytes
+        );
+    }
+    for child in &mut children {
+        if !child.wait()?.success() {
+            return Err("a kernel does not compile".into());
+        }
+    }
+    faults.iter().for_each(|fault| println!("{fault}"));
+    if faults.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("{} kernels spill or ask for too much shared memory", faults.len()).into())
+    }
+}
+
+/// Adds a line of [`compile_part`] to what is reported.
+fn add(line: &str, most: &mut BTreeMap<(String, String), Most>, faults: &mut Vec<String>) {
+    let fields: Vec<&str> = line.split('\t').collect();
+    let [verdict, source, arch, _, registers, shared, spilled, _] = fields[..] else { return };
+    let number = |text: &str| text.parse().unwrap_or(usize::MAX);
+    let most = most.entry((source.to_owned(), arch.to_owned())).or_default();
+    most.num_builds += 1;
+    most.registers = most.registers.max(number(registers));
+    most.shared_bytes = most.shared_bytes.max(number(shared));
+    most.spill_bytes = most.spill_bytes.max(number(spilled));
+    if verdict != "ok" {
+        faults.push(line.replace('\t', "  "));
+    }
 }

@@ -10,7 +10,7 @@ use crate::{Checkpoint, Error, Model, ModelConfig, registry};
 /// How weights are loaded.
 #[derive(Clone, Copy, Default)]
 pub struct LoadOptions<'a> {
-    /// The type that matrices are converted to; quantized ones stay as they are.
+    /// The type that matrices are converted to; quantized ones stay as they are, except with [`DtypeChoice::F32`].
     pub dtype: DtypeChoice,
     /// Called after each weight with the bytes read so far and in all.
     pub progress: Option<&'a dyn Fn(u64, u64)>,
@@ -92,7 +92,9 @@ impl<'a, B: Backend> Loader<'a, B> {
     /// Loads a matrix whose rows are those of `parts`.
     pub(crate) fn matrix(&mut self, parts: Vec<Weight<'a>>) -> Result<B::Matrix, Error> {
         let parts = match self.options.dtype.weight_type() {
-            Some(dtype) => parts.into_iter().map(|part| part.converted(dtype)).collect(),
+            Some(dtype) => {
+                parts.into_iter().map(|part| part.converted(dtype)).collect::<Result<_, _>>()?
+            }
             None => parts,
         };
         let tensors: Vec<_> = parts.iter().map(Weight::as_tensor).collect();

@@ -104,6 +104,22 @@ pub fn compiler_version() -> Result<(u32, u32), DeviceError> {
     Ok((major.unsigned_abs(), minor.unsigned_abs()))
 }
 
+/// Says whether the compiler knows `arch`.
+///
+/// # Errors
+/// NVRTC cannot be loaded.
+pub fn compiler_knows(arch: Arch) -> Result<bool, DeviceError> {
+    libraries::open(Library::Nvrtc)?;
+    let mut count = 0;
+    // SAFETY: the library is present and the pointer is to a live integer.
+    let _ = unsafe { nv::nvrtcGetNumSupportedArchs(&raw mut count) };
+    let mut known = vec![0; usize::try_from(count).unwrap_or(0)];
+    // SAFETY: the buffer has room for as many as the library said.
+    let _ = unsafe { nv::nvrtcGetSupportedArchs(known.as_mut_ptr()) };
+    let digits = arch.name().trim_start_matches("sm_").trim_end_matches('a');
+    Ok(known.iter().any(|number| number.to_string() == digits))
+}
+
 /// Compiles `source` for `arch`; needs no GPU.
 ///
 /// # Errors

@@ -21,7 +21,7 @@ mod stream;
 mod tensor_map;
 
 pub use blas::{Gemm, GemmPlan, GemmSpec, Lt};
-pub use compile::{Arch, Cubin, FunctionUse, Source, compile, compiler_version};
+pub use compile::{Arch, Cubin, FunctionUse, Source, compile, compiler_knows, compiler_version};
 pub use cubin_cache::CubinCache;
 pub use device::{Device, DeviceProps};
 pub use error::DeviceError;

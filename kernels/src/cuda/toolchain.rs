@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use stallfree_device::{CubinCache, Device, Dtype, Function, Module, Source};
+use stallfree_device::{Arch, CubinCache, Device, Dtype, Function, Module, Source};
 
 use super::{
     AddBias, CudaError, Gather, HeadShape, PagedAttentionDecode, PagedAttentionPrefill, RmsNorm,
@@ -18,6 +18,8 @@ pub struct Build {
     pub kernels: &'static [&'static str],
     /// Bytes of dynamic shared memory that a block may ask for.
     pub shared_bytes: usize,
+    /// The only architecture it is written for, if it is not for all.
+    pub arch: Option<Arch>,
 }
 
 impl Build {
@@ -31,7 +33,8 @@ impl Build {
             defines.push(("ELEM_F16", "1".to_owned()));
         }
         let prelude = include_str!("../../cuda/common.cuh");
-        Self { source: Source { name, prelude, text, defines }, kernels, shared_bytes: 0 }
+        let source = Source { name, prelude, text, defines };
+        Self { source, kernels, shared_bytes: 0, arch: None }
     }
 
     pub(super) const fn with_shared(mut self, bytes: usize) -> Self {
@@ -73,7 +76,11 @@ impl Toolchain {
     }
 }
 
-/// Returns builds that cover every kernel and the shapes of common models, for checks of what they compile to.
+/// Query heads a KV head, of models with heads of 64 and 128 elements, and of others.
+const GROUPS: [&[usize]; 2] = [&[1, 2, 3, 4, 5, 6, 7, 8, 16], &[1, 2, 4, 8]];
+
+/// Returns builds that cover every kernel and the shapes of common models, for checks of what they compile to. A kernel joins with
+/// its launcher's `build`.
 ///
 /// # Errors
 /// A shape of the list is one that a launcher refuses.
@@ -91,19 +98,21 @@ pub fn builds(dtype: Dtype) -> Result<Vec<Build>, CudaError> {
     for spec in SkinnySpec::all() {
         builds.push(SkinnyGemm::build(dtype, spec));
     }
-    for (num_heads, num_kv_heads, head_dim) in [
-        (9, 3, 64),
-        (32, 32, 96),
-        (32, 8, 128),
-        (56, 8, 128),
-        (16, 1, 128),
-        (16, 8, 256),
-        (8, 1, 256),
-    ] {
-        let heads = HeadShape { num_heads, num_kv_heads, head_dim, block_size: 16 };
+    for heads in head_shapes() {
         builds.push(RopeKvWrite::build(dtype, heads)?);
         builds.push(PagedAttentionDecode::build(dtype, heads)?);
         builds.push(PagedAttentionPrefill::build(dtype, heads)?);
     }
     Ok(builds)
+}
+
+fn head_shapes() -> impl Iterator<Item = HeadShape> {
+    [(64, 0), (96, 1), (128, 0), (256, 1)].into_iter().flat_map(|(head_dim, groups)| {
+        GROUPS[groups].iter().map(move |group| HeadShape {
+            num_heads: 4 * group,
+            num_kv_heads: 4,
+            head_dim,
+            block_size: 16,
+        })
+    })
 }

@@ -52,7 +52,7 @@ pub(crate) struct ModelArgs {
     /// How to read the weights; dummy draws them at random and needs only a config.json
     #[arg(long, value_enum, default_value_t = LoadFormat::Auto)]
     pub(crate) load_format: LoadFormat,
-    /// The type that weights are kept in; quantized ones stay as they are
+    /// The type that weights are kept in; quantized ones stay as they are, except with float32
     #[arg(long, value_enum, default_value_t = Dtype::Auto)]
     pub(crate) dtype: Dtype,
     /// Most tokens of a request, prompt and answer together (8k, 8K, auto)
