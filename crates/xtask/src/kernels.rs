@@ -20,7 +20,5 @@ pub(crate) fn check(root: &Path, binary: &Path) -> Result<()> {
             .args(["build", "--workspace", "--example=compile_kernels"])
             .current_dir(root),
     )?;
-    status(
-        Command::new(target.join("debug/examples/compile_kernels")).arg(cache.join("libraries")),
-    )
+    status(Command::new(target.join("debug/examples/compile_kernels")).arg(cache.join("libraries")))
 }

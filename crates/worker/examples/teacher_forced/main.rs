@@ -26,7 +26,9 @@ fn main() -> Outcome<()> {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args[..] {
         ["compare", model] => compare(model, 32, 256),
-        ["compare", model, sequences, tokens] => compare(model, sequences.parse()?, tokens.parse()?),
+        ["compare", model, sequences, tokens] => {
+            compare(model, sequences.parse()?, tokens.parse()?)
+        }
         ["write", model, tokens, out] => write(model, tokens, out, DtypeChoice::BF16),
         ["write", model, tokens, out, "bf16"] => write(model, tokens, out, DtypeChoice::BF16),
         ["write", model, tokens, out, "f16"] => write(model, tokens, out, DtypeChoice::F16),
@@ -39,7 +41,8 @@ fn compare(model: &str, num_sequences: usize, len: usize) -> Outcome<()> {
     let rooms = (num_sequences, len);
     let start = |dtype, ampere_path| Forced::on_gpu(&checkpoint, (dtype, ampere_path), rooms);
     let sequences = {
-        let seed = |index| SamplingParams { temperature: 1.0, seed: index, ..SamplingParams::greedy() };
+        let seed =
+            |index| SamplingParams { temperature: 1.0, seed: index, ..SamplingParams::greedy() };
         start(DtypeChoice::F16, false)?.make_up(num_sequences, len, seed)?
     };
     println!("{}: {num_sequences} sequences of {len} tokens", checkpoint.describe());
