@@ -126,7 +126,10 @@ fn compile_all(folder: &str) -> Outcome<()> {
         for output in children.iter_mut().filter_map(|child| child.stdout.take()) {
             let lines = lines.clone();
             scope.spawn(move || {
-                BufReader::new(output).lines().flatten().try_for_each(|line| lines.send(line))
+                BufReader::new(output)
+                    .lines()
+                    .map_while(Result::ok)
+                    .try_for_each(|line| lines.send(line))
             });
         }
         drop(lines);

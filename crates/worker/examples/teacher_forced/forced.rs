@@ -16,6 +16,16 @@ pub(crate) type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
 const BLOCK_SIZE: usize = 16;
 
+/// How a GPU computes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct GpuMode {
+    pub(crate) dtype: DtypeChoice,
+    /// Keeps to Ampere's instructions.
+    pub(crate) ampere_path: bool,
+    /// Steps of single tokens are recorded before the first one; otherwise one of each size runs as it is before.
+    pub(crate) is_recorded: bool,
+}
+
 /// How sequences are cut into steps.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Cut {
@@ -60,24 +70,26 @@ impl Forced {
         Ok(Self::new(checkpoint, Box::new(executor), num_blocks))
     }
 
+    /// Starts the GPU, with room for so many sequences of so many tokens.
     pub(crate) fn on_gpu(
         checkpoint: &Checkpoint,
-        (dtype, ampere_path): (DtypeChoice, bool),
+        mode: GpuMode,
         rooms: (usize, usize),
     ) -> Outcome<Self> {
         let num_blocks = rooms.1.div_ceil(BLOCK_SIZE);
         let config = CudaWorkerConfig {
             ordinal: 0,
             kernel_cache: std::env::temp_dir().join("stallfree-kernels"),
-            ampere_path,
+            ampere_path: mode.ampere_path,
             block_size: BLOCK_SIZE,
             kv_size: KvSize::Blocks(num_blocks * rooms.0),
             gpu_memory_utilization: 0.9,
             max_kv_tokens: rooms.0 * rooms.1,
             max_tokens: rooms.1.max(rooms.0).max(32),
+            recorded: if mode.is_recorded { rooms } else { (0, 0) },
         };
-        let options = LoadOptions { dtype, ..LoadOptions::default() };
-        let (executor, _) = start_cuda(checkpoint, &config, &options)?;
+        let options = LoadOptions { dtype: mode.dtype, ..LoadOptions::default() };
+        let (executor, _) = start_cuda(checkpoint, &config, &options, &|_, _| ())?;
         Ok(Self::new(checkpoint, Box::new(executor), num_blocks))
     }
 
@@ -154,6 +166,23 @@ impl Forced {
             }
         }
         Ok(found)
+    }
+
+    /// Says whether the last step of the first `num_sequences` gives the same bits as it is, recorded and replayed. The earlier
+    /// tokens are in the cache.
+    pub(crate) fn replays_alike(
+        &mut self,
+        sequences: &[Vec<TokenId>],
+        num_sequences: usize,
+    ) -> Outcome<bool> {
+        let part = |seq: usize| {
+            let tokens = &sequences[seq][..];
+            Part { seq, tokens, range: tokens.len() - 2..tokens.len() - 1, sample: None }
+        };
+        let parts: Vec<_> = (0..num_sequences).map(part).collect();
+        let as_it_is = self.step(&parts)?.prompt_logprobs;
+        let recorded = self.step(&parts)?.prompt_logprobs;
+        Ok(as_it_is == recorded && as_it_is == self.step(&parts)?.prompt_logprobs)
     }
 
     fn step(&mut self, parts: &[Part<'_>]) -> Outcome<StepOutput> {

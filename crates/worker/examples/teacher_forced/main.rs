@@ -18,7 +18,7 @@ use std::path::Path;
 use stallfree_core::{SamplingParams, TokenId};
 use stallfree_models::{Checkpoint, DtypeChoice};
 
-use forced::{Cut, Forced, Outcome};
+use forced::{Cut, Forced, GpuMode, Outcome};
 use verdict::Agreement;
 
 fn main() -> Outcome<()> {
@@ -39,20 +39,19 @@ fn main() -> Outcome<()> {
 fn compare(model: &str, num_sequences: usize, len: usize) -> Outcome<()> {
     let checkpoint = Checkpoint::open(Path::new(model))?;
     let rooms = (num_sequences, len);
-    let start = |dtype, ampere_path| Forced::on_gpu(&checkpoint, (dtype, ampere_path), rooms);
-    let sequences = {
-        let seed =
-            |index| SamplingParams { temperature: 1.0, seed: index, ..SamplingParams::greedy() };
-        start(DtypeChoice::F16, false)?.make_up(num_sequences, len, seed)?
-    };
     println!("{}: {num_sequences} sequences of {len} tokens", checkpoint.describe());
-    println!("  the CPU in single precision");
-    let mut cpu = Forced::on_cpu(&checkpoint, rooms)?;
-    let expected = cpu.logprobs(&sequences, Cut::Prompts)?;
+    let mode = GpuMode { dtype: DtypeChoice::F16, ampere_path: false, is_recorded: false };
+    let mut gpu = Forced::on_gpu(&checkpoint, mode, rooms)?;
+    let seed = |index| SamplingParams { temperature: 1.0, seed: index, ..SamplingParams::greedy() };
+    let sequences = gpu.make_up(num_sequences, len, seed)?;
+    drop(gpu);
+    println!("  the CPU computes them in single precision");
+    let expected = Forced::on_cpu(&checkpoint, rooms)?.logprobs(&sequences, Cut::Prompts)?;
     let mut fails = 0;
     for dtype in [DtypeChoice::BF16, DtypeChoice::F16] {
         for ampere_path in [false, true] {
-            let mut gpu = start(dtype, ampere_path)?;
+            let mode = GpuMode { dtype, ampere_path, is_recorded: true };
+            let mut gpu = Forced::on_gpu(&checkpoint, mode, rooms)?;
             for cut in [Cut::Prompts, Cut::Chunks(48), Cut::Decodes] {
                 let got = gpu.logprobs(&sequences, cut)?;
                 let agreement = Agreement::between(&expected, &got, checkpoint.config().vocab_size);
@@ -60,12 +59,21 @@ fn compare(model: &str, num_sequences: usize, len: usize) -> Outcome<()> {
                 fails += usize::from(!agreement.is_enough());
             }
         }
+        let mode = GpuMode { dtype, ampere_path: false, is_recorded: false };
+        let mut gpu = Forced::on_gpu(&checkpoint, mode, rooms)?;
+        gpu.logprobs(&sequences, Cut::Prompts)?;
+        for count in [2, 3, 7, 17, 32].into_iter().filter(|count| *count <= num_sequences) {
+            let alike = gpu.replays_alike(&sequences, count)?;
+            let verdict = if alike { "ok   the same" } else { "FAIL other" };
+            println!("  {dtype:?} a step of {count}, recorded and replayed: {verdict} bits");
+            fails += usize::from(!alike);
+        }
     }
     if fails == 0 {
         println!("the GPU agrees");
         Ok(())
     } else {
-        Err(format!("the GPU disagrees in {fails} of 12 ways").into())
+        Err(format!("{fails} checks failed").into())
     }
 }
 
@@ -76,7 +84,8 @@ fn write(model: &str, tokens: &str, out: &str, dtype: DtypeChoice) -> Outcome<()
         .collect::<Result<_, _>>()?;
     let checkpoint = Checkpoint::open(Path::new(model))?;
     let longest = sequences.iter().map(Vec::len).max().unwrap_or(0);
-    let mut gpu = Forced::on_gpu(&checkpoint, (dtype, false), (sequences.len(), longest))?;
+    let mode = GpuMode { dtype, ampere_path: false, is_recorded: false };
+    let mut gpu = Forced::on_gpu(&checkpoint, mode, (sequences.len(), longest))?;
     let mut file = BufWriter::new(std::fs::File::create(out)?);
     for rows in gpu.logprobs(&sequences, Cut::Prompts)? {
         file.write_all(bytemuck::cast_slice(&rows))?;
