@@ -1,5 +1,6 @@
 //! `stallfree bench`: measures servers over HTTP and engines in this process with the same workloads and figures.
 
+mod experiment;
 mod list;
 mod progress;
 mod results;
@@ -30,6 +31,8 @@ enum BenchCommand {
     Run(Box<run::RunArgs>),
     /// Measure what a step takes, through the whole engine, beside what the hardware allows
     Step(Box<step::StepArgs>),
+    /// Repeat an experiment of the papers: one command, tables and charts
+    Experiment(Box<experiment::ExperimentArgs>),
     /// List results, newest first
     List(list::ListArgs),
 }
@@ -43,6 +46,7 @@ pub(crate) fn run(args: &BenchArgs, environment: &Environment) -> Result<()> {
         BenchCommand::Serve(args) => serve::run(args),
         BenchCommand::Run(args) => run::run(args, environment),
         BenchCommand::Step(args) => step::run(args, environment),
+        BenchCommand::Experiment(args) => experiment::run(args, environment),
         BenchCommand::List(args) => list::run(args),
     }
 }
