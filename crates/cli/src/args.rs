@@ -15,7 +15,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::bench::BenchArgs;
 
-pub(crate) use number::Auto;
+pub(crate) use number::{Auto, positive};
 pub(crate) use serve::{
     CacheArgs, DeviceKind, Dtype, EngineArgs, Kernels, LoadFormat, ModelArgs, SchedulerArgs,
     SchedulingPolicy, ServeArgs, ServerArgs,

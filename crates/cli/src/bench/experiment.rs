@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::Args;
 
-use crate::args::number::positive;
+use crate::args::positive;
 use crate::console;
 use crate::environment::Environment;
 use lab::Lab;

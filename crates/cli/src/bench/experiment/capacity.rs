@@ -27,15 +27,35 @@ struct Case {
 }
 
 const CASES: [Case; 4] = [
-    Case { title: "Mistral-7B", deployment: MISTRAL, start: 4.0, orca_seqs: 16, relaxed_chunk: 2048 },
+    Case {
+        title: "Mistral-7B",
+        deployment: MISTRAL,
+        start: 4.0,
+        orca_seqs: 16,
+        relaxed_chunk: 2048,
+    },
     Case { title: "Yi-34B", deployment: YI, start: 2.0, orca_seqs: 16, relaxed_chunk: 2048 },
     Case { title: "LLaMA2-70B", deployment: LLAMA, start: 1.0, orca_seqs: 8, relaxed_chunk: 1536 },
-    Case { title: "Falcon-180B", deployment: FALCON, start: 1.6, orca_seqs: 8, relaxed_chunk: 2048 },
+    Case {
+        title: "Falcon-180B",
+        deployment: FALCON,
+        start: 1.6,
+        orca_seqs: 8,
+        relaxed_chunk: 2048,
+    },
 ];
 
 pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
     let mut table = Table::new(&[
-        "dataset", "limit", "model", "p99_tbt_limit_s", "orca_qps", "vllm_qps", "sarathi_qps", "over_orca", "over_vllm",
+        "dataset",
+        "limit",
+        "model",
+        "p99_tbt_limit_s",
+        "orca_qps",
+        "vllm_qps",
+        "sarathi_qps",
+        "over_orca",
+        "over_vllm",
     ]);
     let mut charts = Vec::new();
     for (dataset, lengths, max_model_len, share) in [
@@ -86,7 +106,9 @@ pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
                 x: Axis::names(&format!("{dataset}, {limit_name} limit"), names),
                 y: Axis::linear("capacity, requests a second"),
                 series: series
-                    .map(|(color, (name, bars))| Series::line(name, color, bars).looking(Look::Bars))
+                    .map(|(color, (name, bars))| {
+                        Series::line(name, color, bars).looking(Look::Bars)
+                    })
                     .collect(),
                 ..Chart::default()
             });
@@ -94,7 +116,8 @@ pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
     }
     lab.table("summary", &table)?;
     let title = "Capacity within limits on the P99 time between tokens".to_owned();
-    let subtitle = format!("median scheduling delay at most {MAX_DELAY} s; the paper's deployments");
+    let subtitle =
+        format!("median scheduling delay at most {MAX_DELAY} s; the paper's deployments");
     lab.plot("capacity", &Figure { title, subtitle, charts })
 }
 
@@ -129,7 +152,11 @@ impl Trial<'_> {
             passes = fails;
             fails *= 2.0;
             if fails > 1000.0 * start {
-                bail!("{} passes at any rate: the limit of {} s binds nobody", self.policy.label, self.limit);
+                bail!(
+                    "{} passes at any rate: the limit of {} s binds nobody",
+                    self.policy.label,
+                    self.limit
+                );
             }
         }
         while fails - passes > 0.025 * fails && fails > 0.01 * start {
@@ -150,7 +177,8 @@ impl Trial<'_> {
             arrivals: Arriving::Poisson((rate * 1e4).round() / 1e4),
             max_model_len: self.max_model_len,
         };
-        let summary = lab.run(self.deployment, self.policy, &load, &["--records=requests"])?.summary;
+        let summary =
+            lab.run(self.deployment, self.policy, &load, &["--records=requests"])?.summary;
         Ok(summary.itl.quantile(0.99) <= self.limit
             && summary.scheduling_delay.quantile(0.5) <= MAX_DELAY)
     }

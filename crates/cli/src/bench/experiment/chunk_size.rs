@@ -11,8 +11,7 @@ const PROMPTS: [usize; 5] = [1024, 2048, 4096, 8192, 16_384];
 const CHUNKS: [usize; 5] = [256, 512, 1024, 1536, 2048];
 
 pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
-    let mut table =
-        Table::new(&["chunk", "prompt", "whole_s", "chunked_s", "chunked_over_whole"]);
+    let mut table = Table::new(&["chunk", "prompt", "whole_s", "chunked_s", "chunked_over_whole"]);
     let mut whole = Vec::new();
     for prompt in PROMPTS {
         whole.push(prefill(lab, prompt, *PROMPTS.last().unwrap_or(&prompt))?);

@@ -84,17 +84,23 @@ fn moments(ran: &Ran) -> Vec<f64> {
 
 /// Returns when the first request got its second token: until then nothing decodes.
 fn silence(ran: &Ran) -> Option<f64> {
-    ran.outcome.requests.iter().filter_map(|request| request.token_times.get(1).copied()).reduce(f64::min)
+    ran.outcome
+        .requests
+        .iter()
+        .filter_map(|request| request.token_times.get(1).copied())
+        .reduce(f64::min)
 }
 
 fn completion(curves: &[(String, Vec<f64>)]) -> Table {
     let columns: Vec<&str> =
         std::iter::once("time_s").chain(curves.iter().map(|(name, _)| &**name)).collect();
     let mut table = Table::new(&columns);
-    let longest = curves.iter().filter_map(|(_, moments)| moments.last()).fold(0.0_f64, |a, &b| a.max(b));
+    let longest =
+        curves.iter().filter_map(|(_, moments)| moments.last()).fold(0.0_f64, |a, &b| a.max(b));
     for step in 0..=(longest / EVERY).ceil() as usize {
         let at = step as f64 * EVERY;
-        let counts = curves.iter().map(|(_, moments)| moments.partition_point(|&token| token <= at).into());
+        let counts =
+            curves.iter().map(|(_, moments)| moments.partition_point(|&token| token <= at).into());
         table.row(std::iter::once(at.into()).chain(counts));
     }
     table
@@ -106,7 +112,9 @@ fn figure(lab: &Lab<'_>, curves: &[(String, Vec<f64>)]) -> Figure {
         moments.iter().enumerate().map(|(index, &at)| (at, index as f64 + 1.0)).collect()
     };
     let series: Vec<Series> = shown()
-        .map(|(color, (name, moments))| Series::line(name, color, points(moments)).looking(Look::Steps))
+        .map(|(color, (name, moments))| {
+            Series::line(name, color, points(moments)).looking(Look::Steps)
+        })
         .collect();
     let within = |at: f64| {
         shown().map(move |(_, (_, moments))| moments.partition_point(|&token| token <= at) as f64)

@@ -80,7 +80,11 @@ pub(super) struct Lab<'a> {
 }
 
 impl Policy {
-    pub(super) fn new(name: &'static str, max_num_seqs: usize, max_num_batched_tokens: usize) -> Self {
+    pub(super) fn new(
+        name: &'static str,
+        max_num_seqs: usize,
+        max_num_batched_tokens: usize,
+    ) -> Self {
         Self { label: name.to_owned(), name, max_num_seqs, max_num_batched_tokens }
     }
 

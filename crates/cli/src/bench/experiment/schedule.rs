@@ -37,10 +37,12 @@ pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
             "sarathi" | "chunked" | "vllm-v1" => 512,
             _ => 8192,
         };
-        let ran = lab.run(&YI, &Policy::new(policy.name, 8, budget), &load, &["--records=chunks"])?;
+        let ran =
+            lab.run(&YI, &Policy::new(policy.name, 8, budget), &load, &["--records=chunks"])?;
         rans.push((policy.name, ran));
     }
-    let ends = rans.iter().flat_map(|(_, ran)| ran.outcome.batches.iter().map(|batch| batch.finished));
+    let ends =
+        rans.iter().flat_map(|(_, ran)| ran.outcome.batches.iter().map(|batch| batch.finished));
     let scale = ends.fold(0.0, f64::max) / WIDTH as f64;
     let mut text = format!(
         "# prefill, = decode, . running without a token, space: not there. A character is {:.0} ms.\n",
@@ -81,7 +83,8 @@ fn timeline(ran: &Ran, scale: f64) -> String {
         let Some(request) = ran.outcome.requests.get(index) else { continue };
         let mark = |column: usize| {
             let at = (column as f64 + 0.5) * scale;
-            let step = ran.outcome.batches.iter().find(|step| step.started <= at && at < step.finished);
+            let step =
+                ran.outcome.batches.iter().find(|step| step.started <= at && at < step.finished);
             let chunk = step.and_then(|step| chunk(step, index));
             match chunk {
                 Some((prefill, _)) if prefill > 0 => '#',
@@ -110,6 +113,8 @@ fn stalled_steps(ran: &Ran) -> usize {
     };
     let steps = ran.outcome.batches.iter();
     steps
-        .filter(|step| (0..2).any(|index| decodes(index, step.started) && chunk(step, index).is_none()))
+        .filter(|step| {
+            (0..2).any(|index| decodes(index, step.started) && chunk(step, index).is_none())
+        })
         .count()
 }

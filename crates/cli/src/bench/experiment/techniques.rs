@@ -16,7 +16,13 @@ pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
         "paper_p99_tbt_s",
     ]);
     for (dataset, lengths, rate, max_model_len, paper) in [
-        ("conversations", LengthsFrom::Sharegpt, 1.0, 8192, [(0.53, 0.68), (1.04, 0.17), (0.76, 0.14)]),
+        (
+            "conversations",
+            LengthsFrom::Sharegpt,
+            1.0,
+            8192,
+            [(0.53, 0.68), (1.04, 0.17), (0.76, 0.14)],
+        ),
         ("papers", LengthsFrom::Arxiv, 0.5, 16_384, [(3.78, 1.38), (5.38, 0.20), (3.90, 0.17)]),
     ] {
         let policies = [

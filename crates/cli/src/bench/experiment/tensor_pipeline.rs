@@ -15,7 +15,8 @@ pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
     let capacity = capacities(lab)?;
     let figure = Figure {
         title: "Falcon-180B over a slow network".to_owned(),
-        subtitle: "two machines of four A100 each, 100 Gbit/s between them; conversations".to_owned(),
+        subtitle: "two machines of four A100 each, 100 Gbit/s between them; conversations"
+            .to_owned(),
         charts: vec![latency, capacity],
     };
     lab.plot("tensor_pipeline", &figure)
@@ -25,7 +26,9 @@ pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
 fn latency(lab: &mut Lab<'_>) -> Result<Chart> {
     let mut table = Table::new(&["deployment", "max_num_seqs", "median_tbt_s", "p99_tbt_s"]);
     let mut series = Vec::new();
-    for (color, (name, deployment)) in [("TP8", TENSOR), ("TP4-PP2", FALCON)].into_iter().enumerate() {
+    for (color, (name, deployment)) in
+        [("TP8", TENSOR), ("TP4-PP2", FALCON)].into_iter().enumerate()
+    {
         let mut points = Vec::new();
         for seqs in [8, 16, 32, 64, 128] {
             let load = Load {
@@ -37,7 +40,12 @@ fn latency(lab: &mut Lab<'_>) -> Result<Chart> {
             let ran = lab.run(&deployment, &Policy::new("sarathi", seqs, 512), &load, &[])?;
             let itl = &ran.summary.itl;
             points.push((seqs as f64, itl.quantile(0.5)));
-            table.row([name.into(), seqs.into(), itl.quantile(0.5).into(), itl.quantile(0.99).into()]);
+            table.row([
+                name.into(),
+                seqs.into(),
+                itl.quantile(0.5).into(),
+                itl.quantile(0.99).into(),
+            ]);
         }
         series.push(Series::line(name, color, points));
     }
@@ -52,10 +60,13 @@ fn latency(lab: &mut Lab<'_>) -> Result<Chart> {
 
 /// The highest rates within the limits.
 fn capacities(lab: &mut Lab<'_>) -> Result<Chart> {
-    let mut table = Table::new(&["limit", "p99_tbt_limit_s", "system", "capacity_qps", "sarathi_over_it"]);
+    let mut table =
+        Table::new(&["limit", "p99_tbt_limit_s", "system", "capacity_qps", "sarathi_over_it"]);
     let base = iteration(lab, &FALCON)?;
     let mut bars = vec![Vec::new(); 3];
-    for (place, (name, factor, chunk)) in [("strict", 5.0, 512), ("relaxed", 25.0, 2048)].into_iter().enumerate() {
+    for (place, (name, factor, chunk)) in
+        [("strict", 5.0, 512), ("relaxed", 25.0, 2048)].into_iter().enumerate()
+    {
         let systems = [
             ("vllm TP8", TENSOR, Policy::new("vllm", 128, 8192)),
             ("vllm TP4-PP2", FALCON, Policy::new("vllm", 128, 8192)),
@@ -76,13 +87,22 @@ fn capacities(lab: &mut Lab<'_>) -> Result<Chart> {
         for ((bars, &rate), (system, ..)) in bars.iter_mut().zip(&found).zip(&systems) {
             bars.push((place as f64, rate));
             let over = (rate > 0.0).then(|| sarathi / rate);
-            table.row([name.into(), (factor * base).into(), (*system).into(), rate.into(), over.into()]);
+            table.row([
+                name.into(),
+                (factor * base).into(),
+                (*system).into(),
+                rate.into(),
+                over.into(),
+            ]);
         }
     }
     lab.table("capacity", &table)?;
     let names = ["vllm TP8", "vllm TP4-PP2", "sarathi TP4-PP2"].into_iter().zip(bars).enumerate();
     Ok(Chart {
-        x: Axis::names("limit on the P99 time between tokens", ["strict", "relaxed"].map(str::to_owned)),
+        x: Axis::names(
+            "limit on the P99 time between tokens",
+            ["strict", "relaxed"].map(str::to_owned),
+        ),
         y: Axis::linear("capacity, requests a second"),
         series: names
             .map(|(color, (name, bars))| Series::line(name, color, bars).looking(Look::Bars))
