@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use crate::run::RunOutcome;
-use crate::{Error, Result};
+use crate::{Error, Result, Summary, plot};
 
 /// A folder with everything about one run.
 ///
@@ -21,6 +21,7 @@ use crate::{Error, Result};
 /// | `sequence_metrics.csv` | a line a request, in Sarathi-Serve's columns |
 /// | `batch_metrics.csv` | a line a batch, likewise |
 /// | `chrome_trace.json` | the batches, for <https://ui.perfetto.dev> |
+/// | `plots/` | tokens over time, latencies, batches, as SVG, PNG and PDF |
 /// | `replica_0/plots/<metric>.csv` | distributions and time series, as Sarathi-Serve's artifact has them, where asked for |
 #[derive(Clone, Debug)]
 pub struct RunFolder {
@@ -82,6 +83,22 @@ impl RunFolder {
         fs::create_dir_all(&folder).map_err(Error::file(&folder))?;
         for (name, text) in tables::replica_plots(outcome) {
             self.write(&format!("replica_0/plots/{name}.csv"), &text)?;
+        }
+        Ok(())
+    }
+
+    /// Draws the run: `plots/*.{svg,png,pdf}`. `subtitle` says what ran.
+    ///
+    /// # Errors
+    /// A file can't be written.
+    pub fn write_plots(
+        &self,
+        outcome: &RunOutcome,
+        summary: &Summary,
+        subtitle: &str,
+    ) -> Result<()> {
+        for (name, figure) in plot::run_figures(outcome, summary, subtitle) {
+            plot::write(&figure, &self.path.join("plots").join(name))?;
         }
         Ok(())
     }

@@ -10,6 +10,7 @@
 mod error;
 mod folder;
 pub mod metrics;
+pub mod plot;
 mod record;
 pub mod run;
 mod stamp;

@@ -147,6 +147,18 @@ impl ResultArgs {
     }
 }
 
+/// Says in a few words what the load was.
+pub(crate) fn load_line(about: &About) -> String {
+    let rate = match about.request_rate {
+        Some(rate) if rate.is_finite() => format!("{rate} requests/s"),
+        Some(_) => "all at once".to_owned(),
+        None => "at the trace's times".to_owned(),
+    };
+    let limit =
+        about.max_concurrency.map_or_else(String::new, |n| format!(", at most {n} at once"));
+    format!("{} requests of {}, {rate}{limit}", about.num_prompts, about.dataset.0)
+}
+
 /// Adds what vLLM's `--save-detailed` has: figures of each request, in seconds.
 pub(crate) fn add_details(json: &mut Map<String, Value>, requests: &[RequestRecord]) {
     let list = |of: &dyn Fn(&RequestRecord) -> Value| requests.iter().map(of).collect::<Value>();

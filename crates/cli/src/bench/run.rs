@@ -15,7 +15,7 @@ use stallfree_core::{Clock, WallClock};
 use stallfree_engine::ThreadedEngine;
 
 use super::progress::RunProgress;
-use super::results::{About, ResultArgs, add_details};
+use super::results::{About, ResultArgs, add_details, load_line};
 use super::workload::{WorkloadArgs, count_tokens};
 use crate::args::EngineArgs;
 use crate::config::InstanceConfig;
@@ -128,6 +128,7 @@ pub(crate) fn save(args: &RunArgs, ran: &Ran, path: &std::path::Path, command: &
     let folder = RunFolder::create(path)?;
     folder.write_origin(command, &ran.config)?;
     folder.write_records(&ran.outcome)?;
+    folder.write_plots(&ran.outcome, &ran.summary, &subtitle(ran))?;
     if args.mode.replica_plots {
         folder.write_replica_plots(&ran.outcome)?;
     }
@@ -135,6 +136,13 @@ pub(crate) fn save(args: &RunArgs, ran: &Ran, path: &std::path::Path, command: &
     json.insert("num_preemptions".to_owned(), json!(ran.outcome.stats.num_preemptions));
     add_details(&mut json, &ran.outcome.requests);
     Ok(folder.write_result(&json)?)
+}
+
+/// Says in a line what ran.
+fn subtitle(ran: &Ran) -> String {
+    let text = |name: &str| ran.config.get(name).and_then(Value::as_str).unwrap_or_default();
+    let load = load_line(&ran.about);
+    format!("{}, {}, {} scheduler\n{load}", ran.about.model, text("device"), text("scheduler"))
 }
 
 /// Makes the workload and runs it.

@@ -16,7 +16,7 @@ use stallfree_bench::run::RunOutcome;
 use stallfree_bench::{RequestRecord, RunFolder, Summary, TableHead, Workload, date, table};
 use stallfree_tokenizer::Tokenizer;
 
-use super::results::{About, ResultArgs, add_details, save};
+use super::results::{About, ResultArgs, add_details, load_line, save};
 use super::workload::{DatasetName, WorkloadArgs, count_tokens};
 use crate::console;
 use client::Client;
@@ -252,6 +252,9 @@ fn save_folder(
     let folder = RunFolder::create(path)?;
     folder.write_origin(command, config.as_object().unwrap_or(&Map::new()))?;
     folder.write_records(&ran.outcome)?;
+    let subtitle =
+        format!("{} at {}\n{}", ran.about.model, args.server.url(), load_line(&ran.about));
+    folder.write_plots(&ran.outcome, &ran.summary, &subtitle)?;
     add_details(&mut json, &ran.outcome.requests);
     Ok(folder.write_result(&json)?)
 }
