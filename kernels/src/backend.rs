@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 use std::ops::Range;
 
-use crate::{KernelError, WeightTensor};
+use crate::{KernelError, SampleRows, Sampled, WeightTensor};
 
 /// A device that models run on.
 ///
@@ -126,9 +126,10 @@ pub trait Backend: Send {
     /// Returns `x`'s values, row-major, once they are computed.
     fn read(&mut self, x: Self::Tensor) -> &[f32];
 
-    /// Chooses the column of each row's largest value, the lowest on ties; `u32::MAX` where one is not a number. The choice also
-    /// stays on the device, after the step's earlier ones, until the next step's first: see [`StepInputs::token_ids`].
-    fn argmax(&mut self, x: Self::Tensor) -> Self::Choice;
+    /// Chooses a token for each row of logits as `rows` says. The tokens also stay on the device, after the step's earlier ones,
+    /// until the next step's first: see [`StepInputs::token_ids`]. Rows may name what the step before chose only in a step's first
+    /// choice.
+    fn sample(&mut self, logits: Self::Tensor, rows: &SampleRows) -> Self::Choice;
 
     /// Ends a step that chooses nothing: a choice of no tokens, there once the step is done.
     fn end_step(&mut self) -> Self::Choice;
@@ -166,11 +167,11 @@ pub struct StepShape {
 /// Tokens that a device is choosing. It may be waited for on another thread than the backend's.
 pub trait Choice: Send + 'static {
     /// Waits for them.
-    fn wait(self) -> Vec<u32>;
+    fn wait(self) -> Vec<Sampled>;
 }
 
-impl Choice for Vec<u32> {
-    fn wait(self) -> Vec<u32> {
+impl Choice for Vec<Sampled> {
+    fn wait(self) -> Vec<Sampled> {
         self
     }
 }

@@ -15,6 +15,7 @@ mod pool;
 mod quantize;
 mod rope;
 mod rows;
+mod sampling;
 mod simd;
 mod unpack;
 
@@ -35,10 +36,12 @@ pub use kv_cache::KvType;
 pub use matrix::{Matrix, dequantize};
 pub use memory::Tensor;
 pub use rope::Rope;
+pub use sampling::Sampler;
 pub use simd::Isa;
 
 use crate::{
-    AttentionSpec, Backend, KernelError, KvSpec, QkNorm, StepInputs, WeightTensor, WeightType,
+    AttentionSpec, Backend, KernelError, KvSpec, QkNorm, SampleRows, Sampled, StepInputs,
+    WeightTensor, WeightType,
 };
 
 /// How to run on the CPU.
@@ -78,8 +81,11 @@ pub struct CpuBackend {
     quantized: QuantRows,
     angles: Angles,
     attention: AttentionScratch,
+    samplers: Vec<Sampler>,
     num_ropes: usize,
     chosen: Vec<u32>,
+    /// What the step before chose.
+    chosen_before: Vec<u32>,
 }
 
 /// A loaded vector.
@@ -109,8 +115,10 @@ impl CpuBackend {
             quantized: QuantRows::default(),
             angles: Angles::default(),
             attention: AttentionScratch::default(),
+            samplers: Vec::new(),
             num_ropes: 0,
             chosen: Vec::new(),
+            chosen_before: Vec::new(),
         })
     }
 
@@ -185,7 +193,7 @@ impl Backend for CpuBackend {
     type Vector = Vector;
     type Rope = Rope;
     type Tensor = Tensor;
-    type Choice = Vec<u32>;
+    type Choice = Vec<Sampled>;
 
     const MAX_IN_FLIGHT: usize = 1;
 
@@ -221,12 +229,12 @@ impl Backend for CpuBackend {
     fn begin_step(&mut self, inputs: &StepInputs) {
         self.pool.wake();
         self.inputs.clone_from(inputs);
+        self.chosen_before = std::mem::take(&mut self.chosen);
         for token in self.inputs.token_ids.iter_mut().filter(|token| **token >> 31 == 1) {
-            *token = self.chosen.get((*token & !(1 << 31)) as usize).copied().unwrap_or(0);
+            *token = self.chosen_before.get((*token & !(1 << 31)) as usize).copied().unwrap_or(0);
         }
         self.arena.clear();
         self.angles.clear();
-        self.chosen.clear();
     }
 
     fn begin_layer(&mut self) {
@@ -319,24 +327,26 @@ impl Backend for CpuBackend {
         out
     }
 
-    fn argmax(&mut self, x: Tensor) -> Vec<u32> {
-        let row = |row: &[f32]| {
-            let larger = |best: usize, col: usize| if row[col] > row[best] { col } else { best };
-            let best = (1..row.len()).fold(0, larger);
-            if row.iter().any(|value| value.is_nan()) { u32::MAX } else { best as u32 }
-        };
-        let mut found = vec![0; x.rows];
-        let (values, to) = (self.arena.get(x), Shared::new(&mut found));
-        for_each_row(&mut self.pool, x.rows, x.cols, &|i| {
+    fn sample(&mut self, logits: Tensor, rows: &SampleRows) -> Vec<Sampled> {
+        let cols = logits.cols;
+        self.samplers.resize_with(self.pool.num_threads(), Sampler::default);
+        let mut found = vec![None; logits.rows];
+        let (values, chosen) = (self.arena.get(logits), &self.chosen_before[..]);
+        let (to, samplers) = (Shared::new(&mut found), Shared::new(&mut self.samplers));
+        self.pool.run(logits.rows, &|thread, i| {
+            // SAFETY: a thread has one task at a time.
+            let sampler = unsafe { samplers.part(thread..thread + 1) };
+            let row = &values[i * cols..(i + 1) * cols];
+            let sampled = sampler[0].sample(row, (rows, i), chosen);
             // SAFETY: each row is visited once.
-            let to = unsafe { to.part(i..i + 1) };
-            to.fill(row(&values[i * x.cols..(i + 1) * x.cols]));
+            unsafe { to.write(i, Some(sampled)) };
         });
-        self.chosen.extend_from_slice(&found);
+        let found: Vec<Sampled> = found.into_iter().flatten().collect();
+        self.chosen.extend(found.iter().map(|sampled| sampled.token));
         found
     }
 
-    fn end_step(&mut self) -> Vec<u32> {
+    fn end_step(&mut self) -> Vec<Sampled> {
         Vec::new()
     }
 

@@ -34,7 +34,7 @@ pub use paged_attention_decode::{DECODE_SCRATCH_BYTES, DecodeBatch, PagedAttenti
 pub use paged_attention_prefill::{PagedAttentionPrefill, PrefillBatch};
 pub use rms_norm::RmsNorm;
 pub use rope_kv_write::{QkNorms, RopeKvWrite};
-pub use sampling::Argmax;
+pub use sampling::{Sample, SampleOperands, SamplePart, SampleReader, Uploader};
 pub use silu_mul::SiluMul;
 pub use skinny_gemm::{Epilogue, SkinnyGemm, SkinnySpec};
 pub use toolchain::{Build, Toolchain, builds};

@@ -10,6 +10,7 @@ pub mod cpu;
 pub mod cuda;
 mod error;
 mod mapped_file;
+mod sampling;
 mod weight;
 
 pub use backend::{
@@ -17,4 +18,5 @@ pub use backend::{
 };
 pub use error::KernelError;
 pub use mapped_file::MappedFile;
+pub use sampling::{SampleRows, Sampled};
 pub use weight::{WeightTensor, WeightType};

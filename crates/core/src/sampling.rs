@@ -4,13 +4,14 @@ use crate::TokenId;
 
 /// Per-sequence sampling settings, already validated and resolved.
 ///
-/// Order of application, as in vLLM: logit bias, allowed tokens, bad words and the ban on stop tokens before `min_tokens`; repetition, frequency and
-/// presence penalties; temperature; min-p; top-k; top-p; draw. Logprobs are those of the raw logits' softmax.
+/// Order of application, as in vLLM: logit bias, allowed tokens, bad words and the ban on stop tokens before `min_tokens`;
+/// repetition, frequency and presence penalties; temperature; min-p; top-k; top-p; draw. Logprobs are those of the raw logits'
+/// softmax.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {
     /// Divides the logits; 0 picks the most likely token.
     pub temperature: f32,
-    /// Keeps the `top_k` most likely tokens; 0 keeps all.
+    /// Keeps the `top_k` most likely tokens, the lower ones of those that are equally likely; 0 keeps all.
     pub top_k: u32,
     /// Keeps the smallest set of tokens whose probabilities sum to at least `top_p`; 1 keeps all.
     pub top_p: f32,

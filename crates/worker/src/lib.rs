@@ -2,11 +2,8 @@
 
 mod cpu;
 mod cuda;
-mod draw;
 mod executor;
-mod logprobs;
 mod runner;
-mod sampler;
 mod start;
 mod step_times;
 mod submitted;
@@ -15,6 +12,5 @@ pub use cpu::{CpuWorkerConfig, start_cpu};
 pub use cuda::{CudaWorkerConfig, start_cuda};
 pub use executor::ThreadExecutor;
 pub use runner::Runner;
-pub use sampler::{Sampler, SamplerError};
 pub use start::{Error, KvSize, WorkerReport};
-pub use submitted::Submitted;
+pub use submitted::{SamplerError, Submitted};

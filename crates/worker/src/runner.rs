@@ -7,18 +7,11 @@ use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 
-use rayon::iter::{IndexedParallelIterator, IntoParallelRefIterator, ParallelIterator};
-use rayon::slice::ParallelSlice;
-use stallfree_core::{
-    Batch, Chunk, PENDING_TOKEN, SampledToken, SeqId, StepOutput, TokenId, TokenLogprob,
-};
-use stallfree_kernels::{Backend, RaggedSeq, StepInputs, chosen_at};
+use stallfree_core::{Batch, Chunk, PENDING_TOKEN, SampleSpec, SeqId, StepOutput, TokenId};
+use stallfree_kernels::{Backend, RaggedSeq, SampleRows, StepInputs, chosen_at};
 use stallfree_models::Model;
 
-use crate::logprobs::logprobs;
-use crate::sampler::is_plain_greedy;
-use crate::submitted::Submitted;
-use crate::{Sampler, SamplerError};
+use crate::submitted::{Purpose, SamplerError, Submitted};
 
 /// The most rows that go through the head at once: logits of a row take `4 * vocab_size` bytes.
 pub(crate) const HEAD_ROWS: usize = 1024;
@@ -31,19 +24,9 @@ pub struct Runner<B: Backend> {
     max_tokens: usize,
     inputs: StepInputs,
     wanted: Vec<Wanted>,
-    /// The tokens of the batch before: what [`PENDING_TOKEN`] stands for.
-    newest: HashMap<SeqId, Newest>,
-    /// How many of them are still on the device only.
-    num_chosen: u32,
-}
-
-/// A sequence's newest token.
-#[derive(Clone, Copy, Debug)]
-enum Newest {
-    /// The host knows it.
-    Known(TokenId),
-    /// It is at this place of the device's choices.
-    Chosen(u32),
+    rows: SampleRows,
+    /// The tokens of the batch before, or [`chosen_at`] their places: what [`PENDING_TOKEN`] stands for.
+    newest: HashMap<SeqId, TokenId>,
 }
 
 impl<B: Backend> fmt::Debug for Runner<B> {
@@ -65,8 +48,9 @@ impl<B: Backend> Runner<B> {
     /// Makes a runner. Batches of more than `max_tokens` tokens are run in several passes; no single chunk is longer.
     pub fn new(backend: B, model: Box<dyn Model<B>>, block_size: usize, max_tokens: usize) -> Self {
         let inputs = StepInputs::default();
+        let rows = SampleRows::new(model.config().vocab_size);
         let (wanted, newest) = (Vec::new(), HashMap::new());
-        Self { backend, model, block_size, max_tokens, inputs, wanted, newest, num_chosen: 0 }
+        Self { backend, model, block_size, max_tokens, inputs, wanted, rows, newest }
     }
 
     /// Returns the backend.
@@ -94,48 +78,37 @@ impl<B: Backend> Runner<B> {
     /// The model's logits are unsound.
     pub fn submit(&mut self, batch: &Batch) -> Result<Submitted<B::Choice>, SamplerError> {
         let mut submitted = Submitted::default();
-        if self.end_of_pass(batch, 0) == batch.chunks.len() && !asks_history(batch) {
-            self.run_pass(batch, 0..batch.chunks.len(), &mut submitted)?;
-            self.remember(&submitted.output);
-            if submitted.is_known() {
-                submitted.add(std::iter::empty(), self.backend.end_step());
+        if self.end_of_pass(batch, 0) == batch.chunks.len() && !needs_known_tokens(batch) {
+            self.run_pass(batch, 0..batch.chunks.len(), &mut submitted);
+            self.newest.clear();
+            self.newest.extend(submitted.drawn().map(|(seq, place)| (seq, chosen_at(place))));
+            if submitted.is_empty() {
+                submitted.add(Vec::new(), self.backend.end_step());
             }
             return Ok(submitted);
         }
-        // Several passes would put their choices in one place, and penalties are computed from tokens: the host has to know them.
+        // Several passes would put their choices in one place.
         let batch = self.with_known_tokens(batch);
         let mut first = 0;
         while first < batch.chunks.len() {
             let end = self.end_of_pass(&batch, first);
-            self.run_pass(&batch, first..end, &mut submitted)?;
+            self.run_pass(&batch, first..end, &mut submitted);
             first = end;
         }
         let output = submitted.wait()?;
-        self.remember(&output);
-        Ok(Submitted::from(output))
-    }
-
-    /// Takes note of the tokens that the next batch may have as pending.
-    fn remember(&mut self, output: &StepOutput) {
         self.newest.clear();
-        self.num_chosen = 0;
-        for sampled in &output.tokens {
-            let newest = if sampled.token == PENDING_TOKEN {
-                self.num_chosen += 1;
-                Newest::Chosen(self.num_chosen - 1)
-            } else {
-                Newest::Known(sampled.token)
-            };
-            self.newest.insert(sampled.seq, newest);
-        }
+        self.newest.extend(output.tokens.iter().map(|sampled| (sampled.seq, sampled.token)));
+        Ok(Submitted::known(output))
     }
 
     /// Puts in what is pending, once it is known.
     fn with_known_tokens(&mut self, batch: &Batch) -> Batch {
-        let chosen = if self.num_chosen > 0 { self.backend.chosen() } else { Vec::new() };
+        let is_known = |token: &TokenId| *token >> 31 == 0;
+        let all_known = self.newest.values().all(is_known);
+        let chosen = if all_known { Vec::new() } else { self.backend.chosen() };
         let token_of = |seq: SeqId| match self.newest.get(&seq) {
-            Some(Newest::Known(token)) => *token,
-            Some(Newest::Chosen(place)) => chosen.get(*place as usize).copied().unwrap_or(0),
+            Some(token) if is_known(token) => *token,
+            Some(token) => chosen.get((token & !(1 << 31)) as usize).copied().unwrap_or(0),
             None => 0,
         };
         let mut batch = batch.clone();
@@ -193,7 +166,7 @@ impl<B: Backend> Runner<B> {
         batch: &Batch,
         pass: Range<usize>,
         submitted: &mut Submitted<B::Choice>,
-    ) -> Result<(), SamplerError> {
+    ) {
         self.fill_inputs(batch, &batch.chunks[pass.clone()]);
         self.fill_wanted(batch, pass);
         self.backend.begin_step(&self.inputs);
@@ -205,14 +178,15 @@ impl<B: Backend> Runner<B> {
                 let hidden = model.hidden(backend);
                 model.logits(backend, hidden, &rows)
             });
-            return self.sample(batch, logits, 0..rows.len(), submitted);
+            self.sample(batch, logits, 0..rows.len(), submitted);
+            return;
         }
         let mut hidden = self.model.hidden(&mut self.backend);
         let mut done = 0;
         while !rows.is_empty() {
             let num_rows = rows.len().min(HEAD_ROWS);
             let logits = self.model.logits(&mut self.backend, hidden, &rows[..num_rows]);
-            self.sample(batch, logits, done..done + num_rows, submitted)?;
+            self.sample(batch, logits, done..done + num_rows, submitted);
             done += num_rows;
             if num_rows < rows.len() {
                 // Logits are large: the next slice's take the memory of the one before the last.
@@ -221,7 +195,6 @@ impl<B: Backend> Runner<B> {
             }
             rows = (0..(rows.len() - num_rows) as u32).collect();
         }
-        Ok(())
     }
 
     fn fill_inputs(&mut self, batch: &Batch, chunks: &[Chunk]) {
@@ -237,11 +210,7 @@ impl<B: Backend> Runner<B> {
         inputs.slot_mapping.clear();
         inputs.seqs.clear();
         for chunk in chunks {
-            let newest = match self.newest.get(&chunk.seq) {
-                Some(Newest::Known(token)) => *token,
-                Some(Newest::Chosen(place)) => chosen_at(*place),
-                None => 0,
-            };
+            let newest = self.newest.get(&chunk.seq).copied().unwrap_or(0);
             let known = |&token: &TokenId| if token == PENDING_TOKEN { newest } else { token };
             inputs.token_ids.extend(batch.tokens_of(chunk).iter().map(known));
             let blocks = batch.blocks_of(chunk);
@@ -276,80 +245,50 @@ impl<B: Backend> Runner<B> {
         }
     }
 
-    /// Takes what the logits of the wanted rows `slice` are for.
+    /// Asks for what the logits of the wanted rows `slice` are for.
     fn sample(
         &mut self,
         batch: &Batch,
         logits: B::Tensor,
         slice: Range<usize>,
         submitted: &mut Submitted<B::Choice>,
-    ) -> Result<(), SamplerError> {
-        let wanted = &self.wanted[slice];
-        let chunk = |wanted: &Wanted| &batch.chunks[wanted.chunk];
-        let is_greedy = |wanted: &Wanted| {
-            wanted.target.is_none() && chunk(wanted).sample.as_ref().is_some_and(is_plain_greedy)
-        };
-        if wanted.iter().all(is_greedy) {
-            // Few bytes come back from the device instead of all logits.
-            let seqs = wanted.iter().map(|wanted| chunk(wanted).seq);
-            submitted.add(seqs, self.backend.argmax(logits));
-            return Ok(());
-        }
-        let output = &mut submitted.output;
-        let rows = wanted.len();
-        let logits = self.backend.read(logits);
-        // A row's draw depends on the row alone, so they are drawn side by side.
-        let found: Result<Vec<Found>, SamplerError> = wanted
-            .par_iter()
-            .zip(logits.par_chunks_exact(logits.len() / rows))
-            .map_init(Sampler::default, |sampler, (wanted, row)| {
-                take(sampler, chunk(wanted), wanted, row)
-            })
-            .collect();
-        for (wanted, found) in wanted.iter().zip(found?) {
-            let seq = chunk(wanted).seq;
-            match (found, output.prompt_logprobs.last_mut()) {
-                (Found::Token(token, logprobs), _) => {
-                    output.tokens.push(SampledToken { seq, token, logprobs });
+    ) {
+        self.rows.clear();
+        let mut purposes = Vec::with_capacity(slice.len());
+        for wanted in &self.wanted[slice] {
+            let chunk = &batch.chunks[wanted.chunk];
+            match (wanted.target, &chunk.prompt_logprobs, &chunk.sample) {
+                (Some(target), Some(asked), _) => {
+                    self.rows.push_target(asked.targets[target], asked.num_top);
+                    purposes.push(Purpose::PromptLogprobs(chunk.seq));
                 }
-                (Found::PromptLogprobs(found), Some((last, list))) if *last == seq => {
-                    list.push(found);
+                (_, _, Some(spec)) => {
+                    let newest = self.newest.get(&chunk.seq).copied().unwrap_or(PENDING_TOKEN);
+                    self.rows.push_draw(spec, newest);
+                    purposes.push(Purpose::Token(chunk.seq));
                 }
-                (Found::PromptLogprobs(found), _) => {
-                    output.prompt_logprobs.push((seq, vec![found]));
-                }
+                // `fill_wanted` wants a row for one of the two.
+                (_, _, None) => {}
             }
         }
-        Ok(())
+        submitted.add(purposes, self.backend.sample(logits, &self.rows));
     }
 }
 
-fn asks_history(batch: &Batch) -> bool {
+/// Returns whether the host has to know the tokens of the batch before.
+fn needs_known_tokens(batch: &Batch) -> bool {
+    let ends_pending = |spec: &SampleSpec| {
+        let tokens = spec.history.as_ref().map(|history| &history.tokens);
+        tokens.is_some_and(|tokens| tokens.last() == Some(&PENDING_TOKEN))
+    };
+    let num_wanted = |chunk: &Chunk| {
+        let targets = chunk.prompt_logprobs.as_ref().map_or(0, |asked| asked.targets.len());
+        targets + usize::from(chunk.sample.is_some())
+    };
+    // A device puts pending tokens into the first choice of a step only, and knows nothing of words.
+    let one_choice = batch.chunks.iter().map(num_wanted).sum::<usize>() <= HEAD_ROWS;
+    let by_device =
+        |spec: &SampleSpec| one_choice && spec.params.bad_words.iter().all(|word| word.len() == 1);
     let mut specs = batch.chunks.iter().filter_map(|chunk| chunk.sample.as_ref());
-    specs.any(|spec| spec.history.is_some())
-}
-
-/// What a row's logits were for.
-enum Found {
-    Token(TokenId, Vec<TokenLogprob>),
-    PromptLogprobs(Vec<TokenLogprob>),
-}
-
-fn take(
-    sampler: &mut Sampler,
-    chunk: &Chunk,
-    wanted: &Wanted,
-    row: &[f32],
-) -> Result<Found, SamplerError> {
-    match (wanted.target, &chunk.prompt_logprobs, &chunk.sample) {
-        (Some(target), Some(asked), _) => {
-            let found = logprobs(row, asked.targets[target], asked.num_top as usize);
-            Ok(Found::PromptLogprobs(found))
-        }
-        (_, _, Some(spec)) => {
-            sampler.sample(row, spec).map(|(token, likely)| Found::Token(token, likely))
-        }
-        // `fill_wanted` wants a row for one of the two.
-        (_, _, None) => Err(SamplerError),
-    }
+    specs.any(|spec| ends_pending(spec) && !by_device(spec))
 }

@@ -1,63 +1,88 @@
 //! A step that a device is computing.
 
-use std::ops::Range;
-
-use stallfree_core::{PENDING_TOKEN, SampledToken, SeqId, StepOutput, TokenId};
+use stallfree_core::{SampledToken, SeqId, StepOutput, TokenId};
 use stallfree_kernels::Choice;
 
-use crate::SamplerError;
+/// The model produced something that is no number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the model produced a logit that is not a finite number; its weights or its number format are unsound"
+)]
+pub struct SamplerError;
 
 /// A step under way. It may be waited for on another thread than the one that started it.
 #[derive(Debug)]
 pub struct Submitted<C> {
-    /// What is known; tokens that the device is choosing are [`PENDING_TOKEN`].
-    pub(crate) output: StepOutput,
-    choices: Vec<(Range<usize>, C)>,
+    /// What is known.
+    output: StepOutput,
+    choices: Vec<(Vec<Purpose>, C)>,
+}
+
+/// What a row of logits is for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Purpose {
+    /// The next token of a sequence.
+    Token(SeqId),
+    /// The logprobs of a token of a sequence's prompt.
+    PromptLogprobs(SeqId),
 }
 
 impl<C> Default for Submitted<C> {
     fn default() -> Self {
-        Self::from(StepOutput::default())
-    }
-}
-
-impl<C> From<StepOutput> for Submitted<C> {
-    fn from(output: StepOutput) -> Self {
-        Self { output, choices: Vec::new() }
+        Self { output: StepOutput::default(), choices: Vec::new() }
     }
 }
 
 impl<C: Choice> Submitted<C> {
-    /// Adds tokens that the device is choosing, one for each of `seqs`.
-    pub(crate) fn add(&mut self, seqs: impl Iterator<Item = SeqId>, choice: C) {
-        let tokens = &mut self.output.tokens;
-        let first = tokens.len();
-        tokens.extend(seqs.map(|seq| SampledToken {
-            seq,
-            token: PENDING_TOKEN,
-            logprobs: Vec::new(),
-        }));
-        self.choices.push((first..tokens.len(), choice));
+    /// Makes a step that is done.
+    pub(crate) const fn known(output: StepOutput) -> Self {
+        Self { output, choices: Vec::new() }
     }
 
-    /// Returns whether nothing is left to wait for but the device's own work.
-    pub(crate) const fn is_known(&self) -> bool {
+    /// Adds what the device is choosing, one for each purpose.
+    pub(crate) fn add(&mut self, purposes: Vec<Purpose>, choice: C) {
+        self.choices.push((purposes, choice));
+    }
+
+    /// Returns whether there is nothing to wait for.
+    pub(crate) const fn is_empty(&self) -> bool {
         self.choices.is_empty()
+    }
+
+    /// Returns the sequences whose tokens are being drawn, with the tokens' places among the step's choices.
+    pub(crate) fn drawn(&self) -> impl Iterator<Item = (SeqId, u32)> {
+        let purposes = self.choices.iter().flat_map(|(purposes, _)| purposes);
+        purposes.zip(0..).filter_map(|(purpose, place)| match purpose {
+            Purpose::Token(seq) => Some((*seq, place)),
+            Purpose::PromptLogprobs(_) => None,
+        })
     }
 
     /// Waits for the step; its `device_time` is the caller's to measure.
     ///
     /// # Errors
     /// The model's logits are unsound.
-    pub fn wait(mut self) -> Result<StepOutput, SamplerError> {
-        for (range, choice) in self.choices {
-            for (sampled, token) in self.output.tokens[range].iter_mut().zip(choice.wait()) {
-                if token == TokenId::MAX {
+    pub fn wait(self) -> Result<StepOutput, SamplerError> {
+        let mut output = self.output;
+        for (purposes, choice) in self.choices {
+            for (purpose, sampled) in purposes.into_iter().zip(choice.wait()) {
+                if sampled.token == TokenId::MAX {
                     return Err(SamplerError);
                 }
-                sampled.token = token;
+                let (token, logprobs) = (sampled.token, sampled.logprobs);
+                match (purpose, output.prompt_logprobs.last_mut()) {
+                    (Purpose::Token(seq), _) => {
+                        output.tokens.push(SampledToken { seq, token, logprobs });
+                    }
+                    (Purpose::PromptLogprobs(seq), Some((last, lists))) if *last == seq => {
+                        lists.push(logprobs);
+                    }
+                    (Purpose::PromptLogprobs(seq), _) => {
+                        output.prompt_logprobs.push((seq, vec![logprobs]));
+                    }
+                }
             }
         }
-        Ok(self.output)
+        Ok(output)
     }
 }

@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use stallfree_core::{
-    Batch, BatchId, BlockId, Chunk, PENDING_TOKEN, PromptLogprobs, SampleSpec, SamplingParams,
-    SeqId, TokenId,
+    Batch, BatchId, BlockId, Chunk, History, PENDING_TOKEN, PromptLogprobs, SampleSpec,
+    SamplingParams, SeqId, TokenId,
 };
 use stallfree_kernels::Backend;
 use stallfree_kernels::cpu::{CpuBackend, CpuConfig};
@@ -40,7 +40,7 @@ struct Seq {
     num_prompt: usize,
 }
 
-/// Continues every prompt greedily, all in one batch a step, in chunks of at most `chunk` tokens.
+/// Continues every prompt, all in one batch a step, in chunks of at most `chunk` tokens.
 fn generate(
     runner: &mut Runner<CpuBackend>,
     prompts: &[Vec<TokenId>],
@@ -113,11 +113,15 @@ fn push(batch: &mut Batch, i: usize, seq: &mut Seq, chunk: usize) {
     let (first, first_block) = (batch.token_ids.len(), batch.block_ids.len());
     batch.token_ids.extend(&seq.tokens[seq.num_computed..end]);
     batch.block_ids.extend(&seq.blocks[..end.div_ceil(BLOCK_SIZE)]);
-    let sample = (end == seq.tokens.len()).then(|| SampleSpec {
-        params: Arc::new(SamplingParams::greedy()),
-        num_output_tokens: end - seq.num_prompt,
-        banned: Arc::new([]),
-        history: None,
+    let sample = (end == seq.tokens.len()).then(|| {
+        let params = params(seq.num_prompt);
+        let history = History { tokens: seq.tokens.clone(), prompt_len: seq.num_prompt };
+        SampleSpec {
+            num_output_tokens: end - seq.num_prompt,
+            banned: Arc::new([]),
+            history: params.needs_history().then_some(history),
+            params: Arc::new(params),
+        }
     });
     batch.chunks.push(Chunk {
         seq: SeqId(i as u64),
@@ -128,6 +132,19 @@ fn push(batch: &mut Batch, i: usize, seq: &mut Seq, chunk: usize) {
         prompt_logprobs: None,
     });
     seq.num_computed = end;
+}
+
+/// Returns settings of every kind, by the length of the prompt.
+fn params(num_prompt: usize) -> SamplingParams {
+    let greedy = SamplingParams::greedy();
+    let warm = SamplingParams { temperature: 0.8, seed: num_prompt as u64, ..greedy.clone() };
+    match num_prompt % 6 {
+        0 | 1 => greedy,
+        2 => warm,
+        3 => SamplingParams { top_k: 40, top_p: 0.9, logprobs: Some(2), ..warm },
+        4 => SamplingParams { repetition_penalty: 1.4, frequency_penalty: 0.3, ..greedy },
+        _ => SamplingParams { bad_words: vec![(0..2).collect(); 1], presence_penalty: 2.0, ..warm },
+    }
 }
 
 fn prompts(count: usize) -> Vec<Vec<TokenId>> {

@@ -1,13 +1,14 @@
 //! Checks every CUDA kernel against a reference on this machine's GPU, then times them beside their floors.
 //!
-//! `gpu_check [check|bench|step] [sm80] [ours]`; fails where there is no GPU. `sm80` keeps to Ampere's instructions; `ours` leaves
-//! cuBLASLt's kernels out, whose barriers a race checker takes for races.
+//! `gpu_check [check|bench|sampling|step] [sm80] [ours]`; fails where there is no GPU. `sm80` keeps to Ampere's instructions; `ours` leaves
+//! cuBLASLt's kernels out, whose barriers a race checker takes for races; `sampling` checks and times that family alone.
 #![expect(clippy::print_stdout, reason = "a report for a terminal")]
 
 mod bench;
 mod checks;
 mod reference;
 mod rig;
+mod sampling;
 mod step;
 
 use stallfree_device::Dtype;
@@ -17,18 +18,26 @@ use rig::{Outcome, Rig};
 fn main() -> Outcome<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let has = |word: &str| words.iter().any(|w| w == word);
-    let all = !has("check") && !has("bench") && !has("step");
+    let all = !["check", "bench", "sampling", "step"].into_iter().any(has);
     let ampere_path = has("sm80");
     if all || has("check") {
         for dtype in [Dtype::Bf16, Dtype::F16] {
             let mut rig = Rig::new(dtype, ampere_path, 2 << 30)?;
             println!("{:?} {dtype:?} sm80={ampere_path}", rig.tools.device.props());
             checks::all(&mut rig, !has("ours"))?;
+            sampling::check(&mut rig)?;
         }
+    }
+    if has("sampling") {
+        let mut rig = Rig::new(Dtype::Bf16, ampere_path, 2 << 30)?;
+        let checked = sampling::check(&mut rig);
+        sampling::bench(&mut rig)?;
+        checked?;
     }
     if all || has("bench") {
         let mut rig = Rig::new(Dtype::Bf16, ampere_path, 24 << 30)?;
         bench::all(&mut rig)?;
+        sampling::bench(&mut rig)?;
     }
     if all || has("step") {
         let mut rig = Rig::new(Dtype::Bf16, ampere_path, 60 << 30)?;

@@ -4,12 +4,13 @@ use std::collections::HashMap;
 
 use stallfree_device::{DeviceSlice, Dtype, Gemm, GemmPlan, GemmSpec, Lt};
 use stallfree_kernels::cuda::{
-    Argmax, DecodeBatch, Epilogue, Gather, KvLayer, PagedAttentionDecode, RmsNorm, RopeKvWrite,
-    SiluMul, SkinnyGemm, SkinnySpec,
+    DecodeBatch, Epilogue, Gather, KvLayer, PagedAttentionDecode, RmsNorm, RopeKvWrite, SiluMul,
+    SkinnyGemm, SkinnySpec,
 };
 
 use crate::bench::{HEADS, line};
 use crate::rig::{FLOPS, Outcome, READ_BYTES_PER_S, Rig};
+use crate::sampling::Ready;
 
 const LAYERS: usize = 32;
 const HIDDEN: usize = 4096;
@@ -155,11 +156,12 @@ fn step(rig: &mut Rig, weights: &Weights, seqs: usize, context: usize) -> Outcom
         [take(HIDDEN * 2)?, take(HIDDEN * 2)?, take(QKV * 2)?, take(HIDDEN * 2)?];
     let [attended, projected, wide, ffn] =
         [take(HIDDEN * 2)?, take(HIDDEN * 2)?, take(2 * FFN * 2)?, take(FFN * 2)?];
-    let [logits, table, chosen] = [take(VOCAB * 4)?, take(64 * 8)?, take(4)?];
+    let [logits, table] = [take(VOCAB * 4)?, take(64 * 8)?];
     let norm = RmsNorm::load(&rig.tools, HIDDEN)?;
     let rope = RopeKvWrite::load(&rig.tools, HEADS)?;
     let attention = PagedAttentionDecode::load(&rig.tools, HEADS)?;
-    let (gather, argmax) = (Gather::load(&rig.tools)?, Argmax::load(&rig.tools)?);
+    let gather = Gather::load(&rig.tools)?;
+    let greedy = Ready::greedy(rig, seqs, VOCAB, logits)?;
     let products = Products::new(rig, weights, seqs, logits)?;
     let splits = attention.splits(seqs, context);
     let (partial, counters) = attention.scratch_bytes(seqs, splits);
@@ -190,10 +192,10 @@ fn step(rig: &mut Rig, weights: &Weights, seqs: usize, context: usize) -> Outcom
         }
         norm.run(s, [projected, weights.norm, normed], Some(residual), seqs, 1e-5)?;
         products.run(rig, weights.head, normed, logits, (VOCAB, HIDDEN))?;
-        Ok(argmax.run(s, [logits, chosen], seqs, VOCAB)?)
+        greedy.run(rig)
     };
     let ms = rig.time(15, work)?;
-    let picked: Vec<u32> = rig.download_raw(chosen)?;
+    let picked: Vec<u32> = rig.download_raw(greedy.tokens())?;
     if picked.iter().any(|&token| token as usize >= VOCAB) {
         return Err(format!("decode step at {seqs}: a NaN in the logits").into());
     }

@@ -19,11 +19,12 @@ use super::recordings::{Recording, Recordings, padded_context, padded_seqs, shap
 use super::step::{Padding, Staging, Step, tiles};
 use super::upload::WeightUpload;
 use super::{
-    Argmax, CudaError, Gather, HeadShape, KvLayer, PagedAttentionDecode, PagedAttentionPrefill,
-    QkNorms, RmsNorm, RopeKvWrite, SiluMul, Toolchain,
+    CudaError, Gather, HeadShape, KvLayer, PagedAttentionDecode, PagedAttentionPrefill, QkNorms,
+    RmsNorm, RopeKvWrite, Sample, SampleOperands, SamplePart, SiluMul, Toolchain,
 };
 use crate::{
-    AttentionSpec, Backend, KernelError, KvSpec, QkNorm, StepInputs, StepShape, WeightTensor,
+    AttentionSpec, Backend, KernelError, KvSpec, QkNorm, SampleRows, StepInputs, StepShape,
+    WeightTensor,
 };
 
 /// Bytes of a step's inputs: token ids, positions, slots, block tables.
@@ -70,7 +71,9 @@ pub struct CudaBackend {
     products: Products,
     gather: Gather,
     silu_mul: SiluMul,
-    argmax: Argmax,
+    sample: Sample,
+    /// Where settings of rows of logits are copied to, what is found in them, and what the step before chose.
+    sampling: [DeviceSlice; 3],
     norms: HashMap<usize, RmsNorm>,
     attention: HashMap<HeadShape, Attention>,
     /// This step's tiles of chunks, and for which heads.
@@ -139,7 +142,9 @@ impl CudaBackend {
         let stream = Stream::new(&device)?;
         let weights = DeviceArena::new(&device, config.weight_bytes)?;
         let chosen_bytes = config.max_tokens.max(1024) * 4;
-        let fixed = INPUT_BYTES + WORKSPACE_BYTES + COUNTER_BYTES + chosen_bytes + 4096;
+        let sampling_bytes = Sample::ROOM_BYTES + Sample::FOUND_BYTES + chosen_bytes;
+        let fixed =
+            INPUT_BYTES + WORKSPACE_BYTES + COUNTER_BYTES + chosen_bytes + sampling_bytes + 4096;
         let all = config.activation_bytes.total() + fixed;
         let mut working = DeviceArena::new(&device, all)?;
         let activations = Activations::new(&mut working, config.activation_bytes)?;
@@ -147,12 +152,18 @@ impl CudaBackend {
         let counters = working.take("counters", COUNTER_BYTES)?;
         stream.fill(counters, 0)?;
         let chosen = Chosen::new(working.take("choices", chosen_bytes)?);
+        let sampling = [
+            working.take("sampling settings", Sample::ROOM_BYTES)?,
+            working.take("sampling results", Sample::FOUND_BYTES)?,
+            working.take("choices before", chosen_bytes)?,
+        ];
         let staging = Staging::new(&device)?;
         let products = Products::new(&tools, working.take("cuBLASLt", WORKSPACE_BYTES)?)?;
         Ok(Self {
             gather: Gather::load(&tools)?,
             silu_mul: SiluMul::load(&tools)?,
-            argmax: Argmax::load(&tools)?,
+            sample: Sample::load(&tools)?,
+            sampling,
             config,
             tools,
             stream,
@@ -489,15 +500,37 @@ impl Backend for CudaBackend {
 
     fn all_reduce(&mut self, _x: CudaTensor) {}
 
-    fn argmax(&mut self, x: CudaTensor) -> CudaChoice {
-        let chosen = self.chosen.take(x.rows);
-        must(self.argmax.run(&self.stream, [x.data, chosen], x.rows, x.cols));
-        must(self.chosen.send(&self.stream, chosen))
+    fn sample(&mut self, logits: CudaTensor, rows: &SampleRows) -> CudaChoice {
+        let [room, all_found, before] = self.sampling;
+        if rows.has_pending() {
+            // This step's choices take the place of those that rows ask for.
+            must(self.stream.copy(before, self.chosen.all()));
+        }
+        let mut choice = self.chosen.choice();
+        for part in SamplePart::all(rows, logits.cols, room.len(), all_found.len()) {
+            let range = part.range();
+            let from = range.start * logits.cols * 4;
+            let tokens = self.chosen.take(range.len());
+            let found = all_found.slice(0, part.found_bytes());
+            let logits = logits.data.slice(from, logits.data.len());
+            let operands = SampleOperands { logits, room, chosen: before, tokens, found };
+            let upload = &mut |to, words: &[u32]| self.staging.push(&self.stream, to, words);
+            must(self.sample.run(&self.stream, upload, &part, &operands));
+            let sent = if part.wants_tokens_only() {
+                self.chosen.send(&self.stream, &mut choice, tokens, None)
+            } else {
+                self.chosen.send(&self.stream, &mut choice, found, Some(part.reader()))
+            };
+            must(sent);
+        }
+        choice
     }
 
     fn end_step(&mut self) -> CudaChoice {
+        let mut choice = self.chosen.choice();
         let nothing = self.chosen.take(0);
-        must(self.chosen.send(&self.stream, nothing))
+        must(self.chosen.send(&self.stream, &mut choice, nothing, None));
+        choice
     }
 
     fn chosen(&mut self) -> Vec<u32> {

@@ -4,23 +4,38 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use stallfree_device::{DeviceError, DeviceSlice, Download, Stream};
 
-use crate::Choice;
+use super::SampleReader;
+use crate::{Choice, Sampled};
 
 /// Tokens on their way to the host.
 #[derive(Debug)]
 pub struct CudaChoice {
-    download: Download,
+    parts: Vec<Part>,
     pool: Sender<Download>,
+}
+
+/// Some of the tokens, with their logprobs if a reader is there for them.
+#[derive(Debug)]
+struct Part {
+    download: Download,
+    reader: Option<SampleReader>,
 }
 
 impl Choice for CudaChoice {
     /// # Panics
     /// After a CUDA error, as every op: the rank is lost.
-    fn wait(self) -> Vec<u32> {
-        let tokens = super::must(self.download.wait()).to_vec();
-        // The backend may be gone by now; then nobody needs the buffer.
-        self.pool.send(self.download).unwrap_or_default();
-        tokens
+    fn wait(self) -> Vec<Sampled> {
+        let mut sampled = Vec::new();
+        for Part { download, reader } in self.parts {
+            let bare = |&token: &u32| Sampled { token, logprobs: Vec::new() };
+            match reader {
+                Some(reader) => sampled.extend(reader.read(super::must(download.wait()))),
+                None => sampled.extend(super::must(download.wait()).iter().map(bare)),
+            }
+            // The backend may be gone by now; then nobody needs the buffer.
+            self.pool.send(download).unwrap_or_default();
+        }
+        sampled
     }
 }
 
@@ -57,19 +72,27 @@ impl Chosen {
         slice
     }
 
-    /// Sends choices to the host.
+    /// Makes a choice of no tokens so far.
+    pub(super) fn choice(&self) -> CudaChoice {
+        CudaChoice { parts: Vec::new(), pool: self.pool.clone() }
+    }
+
+    /// Sends a part of a choice to the host: tokens, or what a reader reads.
     pub(super) fn send(
         &self,
         stream: &Stream,
-        tokens: DeviceSlice,
-    ) -> Result<CudaChoice, DeviceError> {
-        let returned = self.free.try_iter().find(|download| download.capacity() >= tokens.len());
+        choice: &mut CudaChoice,
+        what: DeviceSlice,
+        reader: Option<SampleReader>,
+    ) -> Result<(), DeviceError> {
+        let returned = self.free.try_iter().find(|download| download.capacity() >= what.len());
         let mut download = match returned {
             Some(download) => download,
-            None => Download::new(stream.device(), tokens.len().next_power_of_two().max(1024))?,
+            None => Download::new(stream.device(), what.len().next_power_of_two().max(1024))?,
         };
-        download.start(stream, tokens)?;
-        Ok(CudaChoice { download, pool: self.pool.clone() })
+        download.start(stream, what)?;
+        choice.parts.push(Part { download, reader });
+        Ok(())
     }
 
     /// Brings all the step's choices to the host, and waits for them.

@@ -6,7 +6,7 @@ use stallfree_device::{CubinCache, Device, Dtype, Function, Module, Source};
 
 use super::{
     AddBias, CudaError, Gather, HeadShape, PagedAttentionDecode, PagedAttentionPrefill, RmsNorm,
-    RopeKvWrite, SiluMul, SkinnyGemm, SkinnySpec, ceilings, sampling,
+    RopeKvWrite, Sample, SiluMul, SkinnyGemm, SkinnySpec, ceilings,
 };
 
 /// A source with its macros, its kernels and the dynamic shared memory they ask for.
@@ -82,7 +82,7 @@ pub fn builds(dtype: Dtype) -> Result<Vec<Build>, CudaError> {
         AddBias::build(dtype),
         Gather::build(dtype),
         SiluMul::build(dtype),
-        sampling::build(dtype),
+        Sample::build(dtype),
         ceilings::build(dtype),
     ];
     for cols in [576, 4096, 8192] {
