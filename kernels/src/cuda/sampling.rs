@@ -283,3 +283,52 @@ impl SampleReader {
         self.num_tops.iter().copied().enumerate().map(row).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use stallfree_core::{PENDING_TOKEN, SampleSpec, SamplingParams};
+
+    use super::{Sample, SamplePart};
+    use crate::SampleRows;
+
+    /// Rows with and without edits, and rows that look a token up.
+    fn rows(num_rows: u32) -> SampleRows {
+        let mut rows = SampleRows::new(1000);
+        for row in 0..num_rows {
+            if row % 3 == 1 {
+                rows.push_target(row, 2);
+                continue;
+            }
+            let spec = SampleSpec {
+                params: Arc::new(SamplingParams::greedy()),
+                num_output_tokens: 0,
+                banned: (0..row % 7).map(|i| row * 10 + i).collect(),
+                history: None,
+            };
+            rows.push_draw(&spec, PENDING_TOKEN);
+        }
+        rows
+    }
+
+    #[test]
+    fn parts_are_all_rows_with_their_own_edits_within_the_limits() {
+        let all = rows(50);
+        for [room, found] in [[Sample::ROOM_BYTES, Sample::FOUND_BYTES], [2000, 4000], [9000, 90]] {
+            let mut next = 0;
+            for part in SamplePart::all(&all, 1000, room, found) {
+                assert_eq!(part.range().start, next);
+                next = part.range().end;
+                assert!(part.layout.room_bytes() <= room && part.found_bytes() <= found);
+                let (placed, edits) = part.settings();
+                for (row, placed) in all.rows[part.range()].iter().zip(placed) {
+                    let here = placed.first_edit as usize..;
+                    let own = &edits[here][..placed.num_edits as usize];
+                    assert_eq!(own, all.edits_of(row));
+                }
+            }
+            assert_eq!(next, all.len());
+        }
+    }
+}
