@@ -50,7 +50,8 @@ pub(crate) fn is_interactive() -> bool {
 pub(crate) struct LoadProgress {
     what: &'static str,
     clock: WallClock,
-    last_line: Cell<Time>,
+    /// Unset until the load begins.
+    last_line: Cell<Option<Time>>,
 }
 
 impl LoadProgress {
@@ -58,17 +59,20 @@ impl LoadProgress {
 
     /// Starts the clock.
     pub(crate) fn new(what: &'static str) -> Self {
-        Self { what, clock: WallClock::start(), last_line: Cell::new(Time::ZERO) }
+        Self { what, clock: WallClock::start(), last_line: Cell::new(None) }
     }
 
-    /// Takes note that `done` of `total` bytes are there.
+    /// Takes note that `done` of `total` are there: bytes, or whatever is counted.
     pub(crate) fn show(&self, done: u64, total: u64) {
         let now = self.clock.now();
-        if now - self.last_line.get() >= Self::LINE_EVERY {
-            self.last_line.set(now);
-            let percent = 100 * done / total.max(1);
-            tracing::info!("{}: {percent} % of {}", self.what, bytes(total));
+        match self.last_line.get() {
+            Some(last) if now - last >= Self::LINE_EVERY => {
+                tracing::info!("{}: {} %", self.what, 100 * done / total.max(1));
+            }
+            Some(_) => return,
+            None => {}
         }
+        self.last_line.set(Some(now));
     }
 }
 
