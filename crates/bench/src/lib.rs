@@ -7,6 +7,7 @@
 //!
 //! Times are seconds after the run's start, as `f64`, unless a name says otherwise.
 
+mod capacity;
 mod error;
 mod folder;
 pub mod metrics;
@@ -14,13 +15,16 @@ pub mod plot;
 mod record;
 pub mod run;
 mod stamp;
+mod stored;
 mod table;
 pub mod workload;
 
+pub use capacity::{Capacity, CapacityLimits, Trial};
 pub use error::{Error, Result};
 pub use folder::RunFolder;
 pub use metrics::Summary;
 pub use record::{BatchRecord, ChunkRecord, Outcome, RequestRecord};
-pub use stamp::{date, stamp};
+pub use stamp::{date, moment, stamp};
+pub use stored::StoredResult;
 pub use table::{TableHead, table};
 pub use workload::{Item, Workload, WorkloadConfig};

@@ -3,11 +3,13 @@
 //! Charts are drawn as SVG here, because one drawing has to serve three formats and axes of three kinds (linear, logarithmic, named);
 //! `resvg` and `svg2pdf` do the rest with the one font that is built in, so that a plot looks the same everywhere.
 
+mod attainment;
 mod axis;
 mod draw;
 mod run;
 mod write;
 
+pub use attainment::{AttainmentConfig, Group, attainment};
 pub use run::run_figures;
 pub use write::write;
 

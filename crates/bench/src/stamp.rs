@@ -5,20 +5,27 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// Returns `20261125-101500`, as vLLM writes it into results.
 #[must_use]
 pub fn date(now: SystemTime) -> String {
-    written(now, '-')
+    let [year, month, day, hour, minute, second] = fields(now);
+    format!("{year:04}{month:02}{day:02}-{hour:02}{minute:02}{second:02}")
 }
 
 /// Returns `20261125_101500`, as result folders are named.
 #[must_use]
 pub fn stamp(now: SystemTime) -> String {
-    written(now, '_')
+    date(now).replace('-', "_")
 }
 
-fn written(now: SystemTime, between: char) -> String {
+/// Returns `2026-11-25 10:15:00`, for people.
+#[must_use]
+pub fn moment(now: SystemTime) -> String {
+    let [year, month, day, hour, minute, second] = fields(now);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}")
+}
+
+fn fields(now: SystemTime) -> [u64; 6] {
     let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let (year, month, day) = civil(seconds / 86_400);
-    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
-    format!("{year:04}{month:02}{day:02}{between}{hour:02}{minute:02}{second:02}")
+    [year, month, day, seconds / 3600 % 24, seconds / 60 % 60, seconds % 60]
 }
 
 /// Returns year, month and day of a day counted from 1970-01-01. Years begin in March here, so that the leap day ends one; 146,097
@@ -38,7 +45,7 @@ const fn civil(day: u64) -> (u64, u64, u64) {
 mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
-    use super::{date, stamp};
+    use super::{date, moment, stamp};
 
     #[test]
     fn dates_are_those_of_the_calendar() {
@@ -53,5 +60,7 @@ mod tests {
             assert_eq!(date(now), expected);
             assert_eq!(stamp(now), expected.replace('-', "_"));
         }
+        let now = UNIX_EPOCH + Duration::from_secs(951_782_461);
+        assert_eq!(moment(now), "2000-02-29 00:01:01");
     }
 }

@@ -1,11 +1,14 @@
 //! `stallfree bench`: measures servers over HTTP and engines in this process with the same workloads and figures.
 
+mod capacity;
+mod compare;
 mod list;
 mod progress;
 mod results;
 mod run;
 mod serve;
 mod step;
+mod sweep;
 mod workload;
 
 use anyhow::Result;
@@ -18,18 +21,24 @@ use crate::environment::Environment;
 pub(crate) struct BenchArgs {
     /// What to measure.
     #[command(subcommand)]
-    command: BenchCommand,
+    pub(crate) command: BenchCommand,
 }
 
 /// The subcommands of `bench`.
 #[derive(Debug, Subcommand)]
-enum BenchCommand {
+pub(crate) enum BenchCommand {
     /// Measure an OpenAI-compatible server over HTTP, with vLLM's flags and figures
     Serve(Box<serve::ServeBenchArgs>),
     /// Measure an engine in this process, without HTTP; a simulated device runs in virtual time
     Run(Box<run::RunArgs>),
     /// Measure what a step takes, through the whole engine, beside what the hardware allows
     Step(Box<step::StepArgs>),
+    /// Run every combination of settings, and draw what came of it
+    Sweep(sweep::SweepArgs),
+    /// Find the highest rate within limits on the time between tokens and the scheduling delay
+    Capacity(Box<capacity::CapacityArgs>),
+    /// Compare deployments: requests within their objectives, by rate per GPU
+    Compare(compare::CompareArgs),
     /// List results, newest first
     List(list::ListArgs),
 }
@@ -43,6 +52,9 @@ pub(crate) fn run(args: &BenchArgs, environment: &Environment) -> Result<()> {
         BenchCommand::Serve(args) => serve::run(args),
         BenchCommand::Run(args) => run::run(args, environment),
         BenchCommand::Step(args) => step::run(args, environment),
+        BenchCommand::Sweep(args) => sweep::run(args, environment),
+        BenchCommand::Capacity(args) => capacity::run(args, environment),
+        BenchCommand::Compare(args) => compare::run(args),
         BenchCommand::List(args) => list::run(args),
     }
 }

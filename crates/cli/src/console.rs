@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::fmt::Display;
 use std::io::{self, IsTerminal as _, Write as _};
+use std::path::Path;
 use std::time::Duration;
 
 use stallfree_core::{Clock as _, Time, WallClock};
@@ -26,18 +27,32 @@ pub(crate) fn note(text: impl Display) {
 
 /// Returns how this process was started, as one line for a shell.
 pub(crate) fn command_line() -> String {
-    let quoted = |arg: std::ffi::OsString| {
-        let arg = arg.to_string_lossy().into_owned();
+    let mut args: Vec<String> =
+        std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
+    let name = args.first().and_then(|path| Path::new(path).file_name());
+    if let Some(name) = name.map(|name| name.to_string_lossy().into_owned()) {
+        args[0] = name;
+    }
+    quoted(args)
+}
+
+/// Joins arguments to a line that a shell takes apart again.
+pub(crate) fn quoted(args: impl IntoIterator<Item = String>) -> String {
+    let quoted = |arg: String| {
         let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_=./:,+@%".contains(c);
         let plain = !arg.is_empty() && arg.chars().all(is_plain);
         if plain { arg } else { format!("'{}'", arg.replace('\'', r"'\''")) }
     };
-    let mut args = std::env::args_os();
-    let program = args.next().map_or_else(String::new, |path| {
-        let name = std::path::Path::new(&path).file_name();
-        name.map_or_else(String::new, |name| name.to_string_lossy().into_owned())
-    });
-    std::iter::once(program).chain(args.map(quoted)).collect::<Vec<_>>().join(" ")
+    args.into_iter().map(quoted).collect::<Vec<_>>().join(" ")
+}
+
+/// Formats a time of any length: `45 s`, `12 min`, `3.5 h`.
+pub(crate) fn duration(time: Duration) -> String {
+    match time.as_secs_f64() {
+        seconds if seconds < 90.0 => format!("{seconds:.0} s"),
+        seconds if seconds < 5400.0 => format!("{:.0} min", seconds / 60.0),
+        seconds => format!("{:.1} h", seconds / 3600.0),
+    }
 }
 
 /// Returns whether a person watches standard error.

@@ -105,6 +105,7 @@ impl Drawing {
                 Style { size: TEXT * 0.85, fill: "#555555", ..END },
             );
         }
+        let mut labels: Vec<(f64, f64)> = Vec::new();
         for ((at_x, at_y), text) in &chart.marks {
             let Some((at_x, at_y)) = x.pixel(*at_x).zip(y.pixel(*at_y)) else { continue };
             add!(
@@ -113,7 +114,19 @@ impl Drawing {
             );
             let style = if at_x > (left + right) / 2.0 { END } else { START };
             let beside = if at_x > (left + right) / 2.0 { -12.0 } else { 12.0 };
-            self.text((at_x + beside, at_y + 26.0), text, Style { size: TEXT * 0.9, ..style });
+            // Below the label of a mark nearby.
+            let mut at = (at_x + beside, at_y + 26.0);
+            let is_taken = |at: (f64, f64)| {
+                let near = |&(x, y): &(f64, f64)| {
+                    (x - at.0).abs() < width(text, TEXT) + 12.0 && (y - at.1).abs() < TEXT
+                };
+                labels.iter().any(near)
+            };
+            while is_taken(at) {
+                at.1 += TEXT * 1.1;
+            }
+            labels.push(at);
+            self.text(at, text, Style { size: TEXT * 0.9, ..style });
         }
         bottom + BELOW
     }

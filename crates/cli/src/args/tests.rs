@@ -101,6 +101,8 @@ fn vllms_other_flags_are_answered_by_name() {
 
     let split = check("-tp 2 -pp=4", "").engine.cache;
     assert_eq!((split.tensor_parallel_size, split.pipeline_parallel_size), (2, 4));
+    let bench = parse(["stallfree", "bench", "run", "m", "-tp", "2", "-pp=4"].map(Into::into));
+    assert!(bench.is_ok(), "{bench:?}");
     check_refused("-dp 2", &["--data-parallel-size", "known", "not supported"]);
     check_refused("--lora-modules a=b c=d", &["--lora-modules", "LoRA"]);
     check_refused("--kv-cache-dtype fp8", &["--kv-cache-dtype"]);

@@ -1,10 +1,12 @@
 //! `stallfree bench list`: what results there are.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use anyhow::Result;
 use clap::Args;
+use stallfree_bench::{StoredResult, moment};
 
 use crate::console;
 
@@ -16,32 +18,75 @@ pub(crate) struct ListArgs {
     pub(crate) dir: PathBuf,
 }
 
-/// Prints one entry a folder with results.
+/// The results of a run, a sweep, or a folder of files.
+#[derive(Debug)]
+struct Entry {
+    newest: SystemTime,
+    results: Vec<StoredResult>,
+}
+
+/// Prints an entry a folder, newest first.
 ///
 /// # Errors
 /// Standard output can't be written.
 pub(crate) fn run(args: &ListArgs) -> Result<()> {
-    let mut found = Vec::new();
-    find(&args.dir, 0, &mut found);
-    found.sort_by_key(|(changed, _)| std::cmp::Reverse(*changed));
-    for (_, path) in found {
-        console::print(format_args!("{}\n", path.display()))?;
+    let mut entries: BTreeMap<PathBuf, Entry> = BTreeMap::new();
+    for result in StoredResult::find(&args.dir) {
+        let folder = home(&result.path, &args.dir);
+        let new = || Entry { newest: SystemTime::UNIX_EPOCH, results: Vec::new() };
+        let entry = entries.entry(folder).or_insert_with(new);
+        entry.newest = entry.newest.max(result.written);
+        entry.results.push(result);
+    }
+    if entries.is_empty() {
+        console::note(format_args!("No results in {}", args.dir.display()));
+    }
+    let mut entries: Vec<(PathBuf, Entry)> = entries.into_iter().collect();
+    entries.sort_by_key(|(_, entry)| std::cmp::Reverse(entry.newest));
+    for (folder, entry) in &entries {
+        console::print(describe(folder, entry, &args.dir))?;
     }
     Ok(())
 }
 
-/// How deep results lie below their folder.
-const MAX_DEPTH: usize = 6;
+/// Returns the folder that a result belongs to: that of its sweep, if it is of one, else its own.
+fn home(path: &Path, root: &Path) -> PathBuf {
+    let own = path.parent().unwrap_or(root);
+    let above = own.parent().filter(|above| above.starts_with(root));
+    above.filter(|above| above.join("sweep.csv").is_file()).unwrap_or(own).to_owned()
+}
 
-fn find(folder: &Path, depth: usize, found: &mut Vec<(SystemTime, PathBuf)>) {
-    let result = folder.join("result.json");
-    if let Ok(changed) = result.metadata().and_then(|metadata| metadata.modified()) {
-        found.push((changed, folder.to_owned()));
-    }
-    let Ok(entries) = std::fs::read_dir(folder) else { return };
-    for path in entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_dir()) {
-        if depth < MAX_DEPTH {
-            find(&path, depth + 1, found);
-        }
-    }
+fn describe(folder: &Path, entry: &Entry, root: &Path) -> String {
+    let shown = folder.strip_prefix(root).ok().filter(|path| !path.as_os_str().is_empty());
+    let shown = shown.unwrap_or(folder).display();
+    let plots = std::fs::read_dir(folder.join("plots")).into_iter().flatten();
+    let is_pdf = |path: &Path| path.extension().is_some_and(|ending| ending == "pdf");
+    let plots =
+        plots.filter(|entry| entry.as_ref().is_ok_and(|entry| is_pdf(&entry.path()))).count();
+    let first = entry.results.first();
+    let text = |name: &str| first.and_then(|result| result.text(name)).unwrap_or("?");
+    let time = moment(entry.newest);
+    let files = entry.results.len();
+    let mut rates: Vec<f64> = entry.results.iter().filter_map(StoredResult::rate).collect();
+    rates.sort_by(f64::total_cmp);
+    rates.dedup();
+    let rates = match (rates.first(), rates.last()) {
+        (Some(low), Some(high)) if rates.len() > 1 => format!(", {low} to {high} req/s"),
+        (Some(rate), _) => format!(", {rate} req/s"),
+        _ => String::new(),
+    };
+    let gpus = match first.map_or((None, None), |result| {
+        (result.number("num_prefill_instances"), result.number("num_decode_instances"))
+    }) {
+        (Some(prefill), Some(decode)) => format!("PF:{prefill}, D:{decode}"),
+        _ => format!("GPUs:{}", first.map_or(1.0, StoredResult::num_gpus)),
+    };
+    let model =
+        first.and_then(|result| result.text("model_name").or_else(|| result.text("model_id")));
+    format!(
+        "{time} - {shown} ({files} files, {plots} plots)\n    Config: {gpus}, Model:{}, Mode:{}, Dataset:{}{rates}\n",
+        model.unwrap_or("?"),
+        text("deployment_mode"),
+        text("dataset_name"),
+    )
 }

@@ -133,7 +133,14 @@ pub(crate) fn save(args: &RunArgs, ran: &Ran, path: &std::path::Path, command: &
         folder.write_replica_plots(&ran.outcome)?;
     }
     let mut json = args.results.json(&ran.about, &ran.summary);
-    json.insert("num_preemptions".to_owned(), json!(ran.outcome.stats.num_preemptions));
+    let cache = &args.engine.cache;
+    for (name, value) in [
+        ("num_preemptions", json!(ran.outcome.stats.num_preemptions)),
+        ("tensor_parallel_size", json!(cache.tensor_parallel_size)),
+        ("pipeline_parallel_size", json!(cache.pipeline_parallel_size)),
+    ] {
+        json.insert(name.to_owned(), value);
+    }
     add_details(&mut json, &ran.outcome.requests);
     Ok(folder.write_result(&json)?)
 }

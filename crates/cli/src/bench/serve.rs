@@ -151,13 +151,12 @@ pub(crate) struct FileArgs {
 pub(crate) fn run(args: &ServeBenchArgs) -> Result<()> {
     let command = console::command_line();
     let ran = execute(args, "Requests")?;
-    let mut json = args.results.json(&ran.about, &ran.summary);
-    json.insert("client_cpu_time".to_owned(), json!(ran.cpu_time));
     if let Some(path) = &args.files.run_dir {
-        save_folder(args, &ran, json.clone(), path, &command)?;
+        save_folder(args, &ran, path, &command)?;
         console::note(format_args!("Results: {}", path.display()));
     }
     if args.files.save_result || args.files.save_detailed || args.files.append_result {
+        let mut json = figures(args, &ran);
         if args.files.save_detailed {
             add_details(&mut json, &ran.outcome.requests);
         }
@@ -236,10 +235,19 @@ fn about(
     }
 }
 
-fn save_folder(
+fn figures(args: &ServeBenchArgs, ran: &Ran) -> Map<String, Value> {
+    let mut json = args.results.json(&ran.about, &ran.summary);
+    json.insert("client_cpu_time".to_owned(), json!(ran.cpu_time));
+    json
+}
+
+/// Keeps a run in a folder.
+///
+/// # Errors
+/// A file can't be written.
+pub(crate) fn save_folder(
     args: &ServeBenchArgs,
     ran: &Ran,
-    mut json: Map<String, Value>,
     path: &std::path::Path,
     command: &str,
 ) -> Result<()> {
@@ -255,6 +263,7 @@ fn save_folder(
     let subtitle =
         format!("{} at {}\n{}", ran.about.model, args.server.url(), load_line(&ran.about));
     folder.write_plots(&ran.outcome, &ran.summary, &subtitle)?;
+    let mut json = figures(args, ran);
     add_details(&mut json, &ran.outcome.requests);
     Ok(folder.write_result(&json)?)
 }

@@ -285,3 +285,46 @@ fn benchmarks_a_server_and_an_engine() {
     let (listed, ..) = bench(&["list", results.path().to_str().unwrap()]);
     assert!(listed.contains("run"), "{listed}");
 }
+
+#[test]
+fn sweeps_go_on_where_they_ended_and_can_be_compared() {
+    let folder = tempfile::tempdir().unwrap();
+    let bench = |args: &[&str]| {
+        let mut command = server::stallfree();
+        let output = command.arg("bench").args(args).current_dir(folder.path()).output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{args:?}: {errors}");
+        (String::from_utf8(output.stdout).unwrap(), errors)
+    };
+    let engine = ["yi-34b", "--device=sim:a100-80g-pcie", "-tp", "2"];
+    let load = ["--num-prompts=16", "--input-len=uniform:100-3000", "--output-len=30"];
+    let vary = ["sweep", "--vary=scheduler=sarathi,vllm", "--vary=request-rate=1,4", "--name=s"];
+    let slo = ["--ttft-slo=1500", "--tpot-slo=100"];
+    let sweep = [&vary[..], &["--"], &engine, &load, &slo].concat();
+
+    let (first, _) = bench(&sweep);
+    assert_eq!(first.lines().count(), 5, "a line a run: {first}");
+    let runs = folder.path().join("results/sweeps/s");
+    let one = runs.join("scheduler=vllm_request-rate=4/result.json");
+    std::fs::write(&one, "cut off").unwrap();
+    let (again, errors) = bench(&sweep);
+    assert!(errors.contains("3 of 4 runs are there already"), "{errors}");
+    assert_eq!(first, again, "virtual time repeats itself");
+    let csv = std::fs::read_to_string(runs.join("sweep.csv")).unwrap();
+    assert!(csv.starts_with("scheduler,request-rate,completed,"), "{csv}");
+    assert!(runs.join("plots/attainment.pdf").is_file());
+
+    let (listed, _) = bench(&["list"]);
+    assert!(listed.contains("sweeps/s (4 files, ") && listed.contains("GPUs:2"), "{listed}");
+    let (compared, _) = bench(&[&["compare", "a=results/sweeps/s"], &slo[..]].concat());
+    assert!(compared.contains("a sarathi (2 GPUs)") && compared.contains("90 %"), "{compared}");
+    assert!(folder.path().join("plots/attainment.png").is_file());
+
+    let capacity = ["capacity", "--tbt-slo=500", "--run-dir=c"];
+    let (found, _) = bench(&[&capacity, &engine[..], &load].concat());
+    assert!(found.contains("kept") && found.contains("missed"), "{found}");
+    let json = std::fs::read_to_string(folder.path().join("c/capacity.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let (rate, each) = (json["capacity"].as_f64().unwrap(), json["capacity_per_gpu"].as_f64());
+    assert_eq!(each, Some(rate / 2.0));
+}

@@ -1,0 +1,90 @@
+use super::*;
+
+fn plan(toml: &str, vary: &[&str], flags: &[&str]) -> Result<Plan> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("isoqps.toml");
+    fs::write(&path, toml)?;
+    Plan::read(&SweepArgs {
+        plan: Some(path),
+        vary: vary.iter().map(|&text| text.to_owned()).collect(),
+        target: None,
+        name: None,
+        sweep_dir: None,
+        dry_run: false,
+        flags: flags.iter().map(|&text| text.to_owned()).collect(),
+    })
+}
+
+const PLAN: &str = r#"
+[flags]
+model = "yi-34b"
+num-prompts = 8
+no-enable-prefix-caching = true
+request-rate = 9
+
+[vary]
+request-rate = [0.5, 1]
+
+[[variants]]
+name = "vLLM 32"
+scheduler = "vllm"
+max-num-seqs = 32
+
+[[variants]]
+name = "Sarathi"
+scheduler = "sarathi"
+"#;
+
+#[test]
+fn every_combination_is_one_command_line() {
+    let plan = plan(PLAN, &[], &["--seed=3"]).unwrap();
+    assert_eq!(plan.name, "isoqps");
+    let points = plan.points().unwrap();
+    let lines: Vec<String> = points.iter().map(Point::command_line).collect();
+    let common =
+        "stallfree bench run --model=yi-34b --no-enable-prefix-caching --num-prompts=8 --seed=3";
+    assert_eq!(
+        lines,
+        [
+            format!(
+                "{common} --max-num-seqs=32 --scheduler=vllm --request-rate=0.5 '--label=vLLM 32'"
+            ),
+            format!(
+                "{common} --max-num-seqs=32 --scheduler=vllm --request-rate=1 '--label=vLLM 32'"
+            ),
+            format!("{common} --scheduler=sarathi --request-rate=0.5 --label=Sarathi"),
+            format!("{common} --scheduler=sarathi --request-rate=1 --label=Sarathi"),
+        ],
+        "a flag that varies is not given twice"
+    );
+    assert_eq!(points[0].folder(), "vLLM-32_request-rate=0.5");
+    assert_eq!(points[1].title(), "vLLM 32, request-rate 1");
+    assert_eq!(points[1].group(), "vLLM 32");
+}
+
+#[test]
+fn flags_alone_make_a_sweep() {
+    let vary = ["scheduler=sarathi,vllm", "--request-rate=1,2,4"];
+    let plan = plan("", &vary, &["--request-rate", "9", "--scheduler=orca", "yi-34b"]).unwrap();
+    let points = plan.points().unwrap();
+    assert_eq!(points.len(), 6);
+    let expected =
+        "stallfree bench run yi-34b --scheduler=sarathi --request-rate=1 --label=sarathi";
+    assert_eq!(points[0].command_line(), expected);
+    assert_eq!(points[5].folder(), "scheduler=vllm_request-rate=4");
+    assert_eq!(points[5].group(), "vllm");
+    assert_eq!((plan.settings().collect::<Vec<_>>(), plan.has_rates()), (vec!["scheduler"], true));
+}
+
+#[test]
+fn what_is_no_plan_is_refused() {
+    let check = |toml: &str, vary: &[&str], expected: &str| {
+        let error = plan(toml, vary, &[]).and_then(|plan| plan.points()).unwrap_err();
+        assert!(format!("{error:#}").contains(expected), "{error:#}");
+    };
+    check("speed = 3", &[], "unknown field `speed`");
+    check("", &["request-rate"], "request-rate=1,2,4");
+    check("[vary]\nscheduler = []", &[], "no values");
+    check("[flags]\nmodel = {a = 1}", &[], "a table is no value for a flag");
+    check("[[variants]]\nname = \"a\"\n[[variants]]\nname = \"a\"", &[], "name the variants apart");
+}
