@@ -12,6 +12,7 @@ mod error;
 mod gather;
 mod paged_attention_decode;
 mod paged_attention_prefill;
+mod paged_attention_prefill_sm90;
 mod products;
 mod recordings;
 mod rms_norm;

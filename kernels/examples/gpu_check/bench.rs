@@ -3,7 +3,7 @@
 use stallfree_device::{Gemm, GemmSpec, Lt};
 use stallfree_kernels::cuda::{
     DecodeBatch, Epilogue, HeadShape, KvLayer, PagedAttentionDecode, PagedAttentionPrefill,
-    PrefillBatch, RmsNorm, SkinnyGemm, SkinnySpec,
+    PrefillBatch, RmsNorm, SkinnyGemm, SkinnySpec, Toolchain,
 };
 
 use crate::rig::{FLOPS, Outcome, READ_BYTES_PER_S, Rig};
@@ -36,10 +36,14 @@ pub(crate) fn all(rig: &mut Rig) -> Outcome<()> {
             rig.arena.reset_to(mark);
         }
     }
-    println!("prefill attention, one layer (floor at 700 TFLOP/s)");
-    for (seqs, len) in [(1, 2048), (1, 8192), (8, 2048)] {
-        prefill(rig, seqs, len)?;
-        rig.arena.reset_to(mark);
+    println!("prefill attention, one layer, ours for Hopper and for Ampere");
+    for (seqs, len, context) in
+        [(1, 2048, 2048), (1, 8192, 8192), (8, 2048, 2048), (1, 512, 8192), (16, 64, 2048)]
+    {
+        for ampere_path in [false, true] {
+            prefill(rig, ampere_path, seqs, (len, context))?;
+            rig.arena.reset_to(mark);
+        }
     }
     println!("matrix products: ours, cuBLASLt's best of its candidates, its first guess");
     for rows in [1, 8, 16, 64, 2048] {
@@ -115,29 +119,40 @@ fn decode(rig: &mut Rig, seqs: usize, context: usize, layers: usize) -> Outcome<
     Ok(())
 }
 
-fn prefill(rig: &mut Rig, seqs: usize, len: usize) -> Outcome<()> {
-    let (num_blocks, [context_lens, block_starts, block_ids]) = tables(rig, seqs, len)?;
+fn prefill(
+    rig: &mut Rig,
+    ampere_path: bool,
+    seqs: usize,
+    (len, context): (usize, usize),
+) -> Outcome<()> {
+    let (num_blocks, [context_lens, block_starts, block_ids]) = tables(rig, seqs, context)?;
     let stride = HEADS.layer_block_len();
     let data = rig.noise(num_blocks * stride * 2, 1.0)?;
     let bytes = seqs * len * 4096 * 2;
     let (query, out) = (rig.noise(bytes, 1.0)?, rig.noise(bytes, 1.0)?);
-    let kernel = PagedAttentionPrefill::load(&rig.tools, HEADS)?;
-    let tiles = kernel.tiles(&vec![(len, len); seqs]);
+    let ampere_path = ampere_path || rig.tools.ampere_path;
+    let kernel =
+        PagedAttentionPrefill::load(&Toolchain { ampere_path, ..rig.tools.clone() }, HEADS)?;
+    let tiles = kernel.tiles(&vec![(len, context); seqs]);
     let seq_rows = rig.upload_raw(&(0..seqs).map(|s| (s * len) as u32).collect::<Vec<_>>())?;
+    let seq_lens = rig.upload_raw(&vec![len as u32; seqs])?;
     let batch = PrefillBatch {
         num_tiles: tiles.len(),
         tiles: rig.upload_raw(tiles.as_flattened())?,
         seq_rows,
-        seq_lens: context_lens,
+        seq_lens,
         context_lens,
         block_starts,
         block_ids,
+        num_keys: seqs * context,
     };
     let kv = KvLayer { data, block_stride: stride };
     let ms =
         rig.time(10, || Ok(kernel.run(&rig.stream, [query, out], kv, &batch, (0.088, None))?))?;
-    let flops = 2.0 * (seqs * len * len) as f64 * 4096.0;
-    line(&format!("{seqs} x {len}: {:.0} TFLOP/s", flops / ms / 1e9), ms, flops / 700e12 * 1e3);
+    let flops = 4.0 * (seqs * len * (context - len / 2)) as f64 * 4096.0;
+    let rate = flops / ms / 1e9;
+    let what = format!("{seqs} x {len} of {context}, sm80={ampere_path}: {rate:.0} TFLOP/s");
+    line(&what, ms, flops / FLOPS * 1e3);
     Ok(())
 }
 

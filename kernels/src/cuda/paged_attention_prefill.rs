@@ -1,7 +1,8 @@
-//! Launches `cuda/paged_attention_prefill.cu`.
+//! Attention of chunks: launches `cuda/paged_attention_prefill.cu`, or on Hopper its sibling.
 
 use stallfree_device::{Arg, DeviceSlice, Dtype, Function, Launch, Stream};
 
+use super::paged_attention_prefill_sm90::{Sm90, supports, tile_tokens};
 use super::{Build, CudaError, HeadShape, KvLayer, Toolchain, check_len};
 
 /// Warps of a block.
@@ -24,13 +25,21 @@ pub struct PrefillBatch {
     pub block_starts: DeviceSlice,
     /// u32: the block tables, one after the other.
     pub block_ids: DeviceSlice,
+    /// The sequences' tokens in the cache, all together.
+    pub num_keys: usize,
 }
 
 /// Attention of chunks of tokens.
 #[derive(Debug)]
 pub struct PagedAttentionPrefill {
-    function: Function,
+    kernel: Kernel,
     heads: HeadShape,
+}
+
+#[derive(Debug)]
+enum Kernel {
+    Ampere(Function),
+    Hopper(Sm90),
 }
 
 /// Returns the 16-row tiles of a warp and the keys of a tile: what fits the registers without a spill, which a division by a group
@@ -70,21 +79,31 @@ impl PagedAttentionPrefill {
     /// # Errors
     /// The heads are not supported, or the compiler or the driver fails.
     pub fn load(tools: &Toolchain, heads: HeadShape) -> Result<Self, CudaError> {
-        let [function] = tools.load(&Self::build(tools.dtype, heads)?)?;
-        Ok(Self { function, heads })
+        heads.check()?;
+        let kernel = if tools.is_hopper() && supports(heads) {
+            Kernel::Hopper(Sm90::load(tools, heads)?)
+        } else {
+            let [function] = tools.load(&Self::build(tools.dtype, heads)?)?;
+            Kernel::Ampere(function)
+        };
+        Ok(Self { kernel, heads })
     }
 
-    /// Cuts chunks into tiles, those with the most keys first so that the last ones to run are short.
-    /// `chunks`: each sequence's tokens this step and tokens in the cache.
+    /// Cuts chunks into tiles, those with the most keys first so that the last ones to run are short: each one's sequence and where
+    /// it begins. `chunks`: each sequence's tokens this step and tokens in the cache.
     #[must_use]
     pub fn tiles(&self, chunks: &[(usize, usize)]) -> Vec<[u32; 2]> {
-        let (rows, group) = (tile_rows(self.heads), self.heads.group());
+        // In rows, a row being a token and one of its group's heads, or in tokens.
+        let (step, per_token) = match self.kernel {
+            Kernel::Ampere(_) => (tile_rows(self.heads), self.heads.group()),
+            Kernel::Hopper(_) => (tile_tokens(self.heads), 1),
+        };
         let mut tiles: Vec<(usize, [u32; 2])> = Vec::new();
         for (seq, &(len, context)) in chunks.iter().enumerate() {
-            for first in (0..len * group).step_by(rows) {
-                let keys = context - len + ((first + rows).min(len * group) - 1) / group + 1;
+            for first in (0..len * per_token).step_by(step) {
+                let last = (first + step).min(len * per_token) - 1;
                 let as_u32 = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-                tiles.push((keys, [as_u32(seq), as_u32(first)]));
+                tiles.push((context - len + last / per_token, [as_u32(seq), as_u32(first)]));
             }
         }
         tiles.sort_by_key(|&(keys, _)| std::cmp::Reverse(keys));
@@ -110,6 +129,15 @@ impl PagedAttentionPrefill {
         if query.len() != out.len() {
             return Err(CudaError::Bytes { operand: "out", expected: query.len(), got: out.len() });
         }
+        if batch.num_tiles == 0 {
+            return Ok(());
+        }
+        let function = match &self.kernel {
+            Kernel::Ampere(function) => function,
+            Kernel::Hopper(kernel) => {
+                return kernel.run(stream, [query, out], kv, batch, (scale, window));
+            }
+        };
         let launch = Launch {
             // All heads' long tiles before any short one.
             grid: (self.heads.num_kv_heads, batch.num_tiles, 1),
@@ -132,6 +160,6 @@ impl PagedAttentionPrefill {
             Arg::from(window.unwrap_or(0)),
         ];
         // SAFETY: the arguments are the kernel's; the step's builder keeps chunks within the query's rows.
-        Ok(unsafe { self.function.launch(stream, launch, &args) }?)
+        Ok(unsafe { function.launch(stream, launch, &args) }?)
     }
 }

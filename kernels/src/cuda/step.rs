@@ -20,6 +20,8 @@ pub(super) struct Step {
     /// The longest context of a single token.
     max_context: usize,
     chunks: Seqs,
+    /// The chunks' tokens in the cache.
+    chunk_keys: usize,
     block_ids: DeviceSlice,
 }
 
@@ -121,6 +123,7 @@ impl Staging {
             slot_mapping: self.list(region, slots.copied().chain(fill(padding.slot, padding.rows))),
             max_context: singles.clone().map(|seq| seq.context_len).max().unwrap_or(0),
             singles: self.seqs(region, singles),
+            chunk_keys: chunks.clone().map(|seq| seq.context_len).sum(),
             chunks: self.seqs(region, chunks),
             block_ids: self.list(region, blocks.copied().chain(fill(padding.block, 1))),
         };
@@ -170,6 +173,7 @@ impl Step {
             context_lens,
             block_starts,
             block_ids: self.block_ids,
+            num_keys: self.chunk_keys,
         }
     }
 }

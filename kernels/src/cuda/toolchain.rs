@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use stallfree_device::{CubinCache, Device, Dtype, Function, Module, Source};
+use stallfree_device::{Arch, CubinCache, Device, Dtype, Function, Module, Source};
 
 use super::{
     AddBias, CudaError, Gather, HeadShape, PagedAttentionDecode, PagedAttentionPrefill, RmsNorm,
-    RopeKvWrite, Sample, SiluMul, SkinnyGemm, SkinnySpec, ceilings,
+    RopeKvWrite, Sample, SiluMul, SkinnyGemm, SkinnySpec, ceilings, paged_attention_prefill_sm90,
 };
 
 /// A source with its macros, its kernels and the dynamic shared memory they ask for.
@@ -18,6 +18,8 @@ pub struct Build {
     pub kernels: &'static [&'static str],
     /// Bytes of dynamic shared memory that a block may ask for.
     pub shared_bytes: usize,
+    /// The only architecture it is written for, if it is not for all.
+    pub arch: Option<Arch>,
 }
 
 impl Build {
@@ -31,7 +33,16 @@ impl Build {
             defines.push(("ELEM_F16", "1".to_owned()));
         }
         let prelude = include_str!("../../cuda/common.cuh");
-        Self { source: Source { name, prelude, text, defines }, kernels, shared_bytes: 0 }
+        let source = Source { name, prelude, text, defines };
+        Self { source, kernels, shared_bytes: 0, arch: None }
+    }
+
+    /// Says that it uses Hopper's own instructions.
+    pub(super) const fn for_hopper(mut self) -> Self {
+        self.arch = Some(Arch::Sm90a);
+        self.source.prelude =
+            concat!(include_str!("../../cuda/common.cuh"), include_str!("../../cuda/hopper.cuh"));
+        self
     }
 
     pub(super) const fn with_shared(mut self, bytes: usize) -> Self {
@@ -54,6 +65,11 @@ pub struct Toolchain {
 }
 
 impl Toolchain {
+    /// Says whether Hopper's own instructions are there and may be used.
+    pub(super) fn is_hopper(&self) -> bool {
+        !self.ampere_path && self.device.arch() == Arch::Sm90a
+    }
+
     /// Compiles or finds a build and loads its kernels, in order.
     pub(super) fn load<const N: usize>(&self, build: &Build) -> Result<[Function; N], CudaError> {
         let mut source = build.source.clone();
@@ -104,6 +120,9 @@ pub fn builds(dtype: Dtype) -> Result<Vec<Build>, CudaError> {
         builds.push(RopeKvWrite::build(dtype, heads)?);
         builds.push(PagedAttentionDecode::build(dtype, heads)?);
         builds.push(PagedAttentionPrefill::build(dtype, heads)?);
+        if paged_attention_prefill_sm90::supports(heads) {
+            builds.push(paged_attention_prefill_sm90::build(dtype, heads));
+        }
     }
     Ok(builds)
 }
