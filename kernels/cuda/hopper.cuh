@@ -51,9 +51,11 @@ DEVICE u64 advance(u64 matrix, u32 bytes) { return matrix + (bytes >> 4); }
 DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 // Ends a series of products.
 DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-// Waits until at most `PENDING` series are under way, the one that writes d not among them.
+// Waits until at most `PENDING` series are under way.
+template <int PENDING> DEVICE void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory"); }
+// The same, the one that writes d not among them.
 template <int PENDING, int N> DEVICE void wgmma_wait(float (&d)[N]) {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+  wgmma_wait<PENDING>();
   // The compiler does not know that d changes until here.
 #pragma unroll
   for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");

@@ -80,6 +80,12 @@ pub trait Backend: Send {
         bias: Option<&Self::Vector>,
     ) -> Self::Tensor;
 
+    /// Returns `silu(gate) * up` for `[gate | up] = x · weightᵀ`: `[rows, out_features / 2]`.
+    fn linear_silu_mul(&mut self, x: Self::Tensor, weight: &Self::Matrix) -> Self::Tensor {
+        let gate_up = self.linear(x, weight, None);
+        self.silu_mul(gate_up)
+    }
+
     /// Returns the logits `x · weightᵀ`, in single precision whatever the device computes in.
     fn head(&mut self, x: Self::Tensor, weight: &Self::Matrix) -> Self::Tensor {
         self.linear(x, weight, None)

@@ -1,4 +1,4 @@
-//! Matrix products through cuBLASLt, the algorithm chosen by the clock.
+//! Matrix products through cuBLASLt, the algorithm chosen by whoever timed them.
 
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use cudarc::cublaslt::sys as lt;
 
 use crate::{Device, DeviceError, DeviceSlice, Dtype, Stream};
 
-/// How many of the library's candidates are timed.
+/// How many of the library's candidates are asked for.
 const CANDIDATES: usize = 12;
 
 /// A product's shape: `y[rows, out] = x[rows, inner] · w[out, inner]ᵀ`, all row-major.
@@ -85,53 +85,50 @@ impl Lt {
     /// # Errors
     /// The library knows no algorithm for the shape.
     pub fn plan(&self, spec: GemmSpec) -> Result<GemmPlan, DeviceError> {
-        let mut plan = GemmPlan {
-            spec,
-            desc: std::ptr::null_mut(),
-            layouts: [std::ptr::null_mut(); 3],
-            algorithms: Vec::new(),
-            chosen: 0,
-        };
-        // The library counts columns first: wᵀ is its [inner, out] matrix transposed, x its [inner, rows], y its [out, rows].
-        let shapes = [
-            (spec.input, spec.inner, spec.out),
-            (spec.input, spec.inner, spec.rows),
-            (spec.output, spec.out, spec.rows),
-        ];
-        // SAFETY: every pointer is to a live value of the size given; `plan` destroys what was created, also on error.
-        unsafe {
-            check(
-                "cublasLtMatmulDescCreate",
-                lt::cublasLtMatmulDescCreate(
-                    &raw mut plan.desc,
-                    lt::cublasComputeType_t::CUBLAS_COMPUTE_32F,
-                    lt::cudaDataType_t::CUDA_R_32F,
-                ),
-            )?;
-            let transposed = 1i32; // CUBLAS_OP_T
-            check(
-                "cublasLtMatmulDescSetAttribute",
-                lt::cublasLtMatmulDescSetAttribute(
-                    plan.desc,
-                    lt::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA,
-                    (&raw const transposed).cast(),
-                    size_of_val(&transposed),
-                ),
-            )?;
-            for (layout, (dtype, rows, cols)) in plan.layouts.iter_mut().zip(shapes) {
-                let ld = i64::try_from(rows).unwrap_or(i64::MAX);
-                let code = lt::cublasLtMatrixLayoutCreate(
-                    layout,
-                    data_type(dtype),
-                    rows as u64,
-                    cols as u64,
-                    ld,
-                );
-                check("cublasLtMatrixLayoutCreate", code)?;
-            }
-        }
+        let mut plan = describe(spec)?;
         plan.algorithms = self.candidates(&plan)?;
         Ok(plan)
+    }
+
+    /// Plans a shape with the algorithm chosen for another, if it takes this one; else as [`plan`](Self::plan) does.
+    ///
+    /// # Errors
+    /// The library knows no algorithm for the shape.
+    pub fn plan_like(&self, spec: GemmSpec, other: &GemmPlan) -> Result<GemmPlan, DeviceError> {
+        let mut plan = describe(spec)?;
+        let algorithm = other.algorithms[other.chosen];
+        let [w, x, y] = plan.layouts;
+        let mut found = std::mem::MaybeUninit::uninit();
+        // SAFETY: handles and descriptors live, and the pointers are to live values.
+        let code = unsafe {
+            lt::cublasLtMatmulAlgoCheck(
+                self.handle,
+                plan.desc,
+                w,
+                x,
+                y,
+                y,
+                &raw const algorithm,
+                found.as_mut_ptr(),
+            )
+        };
+        if code != lt::cublasStatus_t::CUBLAS_STATUS_SUCCESS {
+            return self.plan(spec);
+        }
+        // SAFETY: the library fills the result in when it succeeds.
+        let found: lt::cublasLtMatmulHeuristicResult_t = unsafe { found.assume_init() };
+        if found.workspaceSize > self.workspace.len() {
+            return self.plan(spec);
+        }
+        plan.algorithms = vec![algorithm];
+        Ok(plan)
+    }
+
+    /// Returns the library's version.
+    #[must_use]
+    pub fn version(&self) -> usize {
+        // SAFETY: the library is loaded.
+        unsafe { lt::cublasLtGetVersion() }
     }
 
     fn candidates(&self, plan: &GemmPlan) -> Result<Vec<lt::cublasLtMatmulAlgo_t>, DeviceError> {
@@ -219,45 +216,18 @@ impl Lt {
         };
         check("cublasLtMatmul", code)
     }
+}
 
-    /// Times every candidate on `operands`, in turn so that weights do not stay in the cache, and keeps the fastest.
-    /// Returns its milliseconds and those of the library's first guess.
-    ///
-    /// # Errors
-    /// No candidate runs.
-    pub fn tune(
-        &self,
-        stream: &Stream,
-        plan: &mut GemmPlan,
-        operands: &[Gemm],
-        repeats: usize,
-    ) -> Result<(f32, f32), DeviceError> {
-        let (mut best, mut first) = ((f32::INFINITY, 0), f32::INFINITY);
-        for candidate in 0..plan.algorithms.len() {
-            plan.chosen = candidate;
-            // A candidate may still refuse to run; it is then no candidate.
-            if operands.iter().try_for_each(|&gemm| self.run(stream, plan, gemm)).is_err() {
-                continue;
-            }
-            let mut times = Vec::with_capacity(repeats);
-            for _ in 0..repeats {
-                let start = stream.record()?;
-                for &gemm in operands {
-                    self.run(stream, plan, gemm)?;
-                }
-                times.push(stream.record()?.ms_since(&start)? / operands.len() as f32);
-            }
-            times.sort_by(f32::total_cmp);
-            let ms = times.get(repeats / 2).copied().unwrap_or(f32::INFINITY);
-            if candidate == 0 {
-                first = ms;
-            }
-            if ms < best.0 {
-                best = (ms, candidate);
-            }
-        }
-        plan.chosen = best.1;
-        Ok((best.0, first))
+impl GemmPlan {
+    /// Returns how many algorithms the library offers, its best guess first.
+    #[must_use]
+    pub const fn candidates(&self) -> usize {
+        self.algorithms.len()
+    }
+
+    /// Takes a candidate; the last if there are not so many.
+    pub fn choose(&mut self, candidate: usize) {
+        self.chosen = candidate.min(self.algorithms.len().saturating_sub(1));
     }
 }
 
@@ -278,6 +248,56 @@ impl Drop for GemmPlan {
             let _ = lt::cublasLtMatmulDescDestroy(self.desc);
         }
     }
+}
+
+/// Describes a shape to the library; no algorithm is chosen yet.
+fn describe(spec: GemmSpec) -> Result<GemmPlan, DeviceError> {
+    let mut plan = GemmPlan {
+        spec,
+        desc: std::ptr::null_mut(),
+        layouts: [std::ptr::null_mut(); 3],
+        algorithms: Vec::new(),
+        chosen: 0,
+    };
+    // The library counts columns first: wᵀ is its [inner, out] matrix transposed, x its [inner, rows], y its [out, rows].
+    let shapes = [
+        (spec.input, spec.inner, spec.out),
+        (spec.input, spec.inner, spec.rows),
+        (spec.output, spec.out, spec.rows),
+    ];
+    // SAFETY: every pointer is to a live value of the size given; `plan` destroys what was created, also on error.
+    unsafe {
+        check(
+            "cublasLtMatmulDescCreate",
+            lt::cublasLtMatmulDescCreate(
+                &raw mut plan.desc,
+                lt::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+                lt::cudaDataType_t::CUDA_R_32F,
+            ),
+        )?;
+        let transposed = 1i32; // CUBLAS_OP_T
+        check(
+            "cublasLtMatmulDescSetAttribute",
+            lt::cublasLtMatmulDescSetAttribute(
+                plan.desc,
+                lt::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA,
+                (&raw const transposed).cast(),
+                size_of_val(&transposed),
+            ),
+        )?;
+        for (layout, (dtype, rows, cols)) in plan.layouts.iter_mut().zip(shapes) {
+            let ld = i64::try_from(rows).unwrap_or(i64::MAX);
+            let code = lt::cublasLtMatrixLayoutCreate(
+                layout,
+                data_type(dtype),
+                rows as u64,
+                cols as u64,
+                ld,
+            );
+            check("cublasLtMatrixLayoutCreate", code)?;
+        }
+    }
+    Ok(plan)
 }
 
 fn pointer(slice: DeviceSlice) -> *const c_void {

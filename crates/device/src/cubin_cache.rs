@@ -20,6 +20,20 @@ impl CubinCache {
         Self { folder: folder.to_owned() }
     }
 
+    /// Returns the folder, for what is to be kept beside the cubins.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Names a source's code on `arch` by all that goes into it.
+    ///
+    /// # Errors
+    /// NVRTC cannot be loaded.
+    pub fn name(source: &Source, arch: Arch) -> Result<String, DeviceError> {
+        Ok(file_name(source, arch, compiler_version()?))
+    }
+
     /// Returns the compiled source, from the folder if it is there and whole. A folder that cannot be written costs time only.
     ///
     /// # Errors

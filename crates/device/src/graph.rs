@@ -41,7 +41,7 @@ pub fn begin_capture(stream: &Stream) -> Result<(), DeviceError> {
     check("cuStreamBeginCapture", code)
 }
 
-/// Ends what [`begin_capture`] began.
+/// Ends what [`begin_capture`] began. Launches of the graph use the recorded functions: they have to stay loaded as long as it lives.
 ///
 /// # Errors
 /// Something was submitted that cannot be recorded (waiting, allocating), or the driver refuses.

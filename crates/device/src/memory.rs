@@ -86,6 +86,12 @@ impl DeviceArena {
         Ok(slice)
     }
 
+    /// Returns all that is taken.
+    #[must_use]
+    pub fn taken(&self) -> DeviceSlice {
+        self.all.slice(0, self.used)
+    }
+
     /// Returns how many bytes are taken, for [`reset_to`](Self::reset_to).
     #[must_use]
     pub const fn used(&self) -> usize {

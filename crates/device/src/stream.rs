@@ -110,6 +110,18 @@ impl Stream {
         check("cuMemsetD8Async", code)
     }
 
+    /// Says whether what is submitted is being recorded instead of run: then nothing can be waited for or timed.
+    ///
+    /// # Errors
+    /// An earlier failure of the context.
+    pub fn is_recording(&self) -> Result<bool, DeviceError> {
+        let mut status = cu::CUstreamCaptureStatus_enum::CU_STREAM_CAPTURE_STATUS_NONE;
+        // SAFETY: the stream lives and the pointer is to a live value.
+        let code = unsafe { cu::cuStreamIsCapturing(self.raw, &raw mut status) };
+        check("cuStreamIsCapturing", code)?;
+        Ok(status != cu::CUstreamCaptureStatus_enum::CU_STREAM_CAPTURE_STATUS_NONE)
+    }
+
     /// Marks this point of the queue.
     ///
     /// # Errors

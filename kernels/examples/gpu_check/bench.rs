@@ -1,17 +1,18 @@
 //! Kernels one at a time, each beside its floor.
 
-use stallfree_device::{Gemm, GemmSpec, Lt};
+use stallfree_device::{Dtype, Gemm, GemmSpec, Lt};
 use stallfree_kernels::cuda::{
-    DecodeBatch, Epilogue, HeadShape, KvLayer, PagedAttentionDecode, PagedAttentionPrefill,
-    PrefillBatch, RmsNorm, SkinnyGemm, SkinnySpec, Toolchain,
+    DecodeBatch, DecodeGemm, DecodeGemmSpec, Epilogue, HeadShape, KvLayer, PagedAttentionDecode,
+    PagedAttentionPrefill, PrefillBatch, RmsNorm, SkinnyGemm, SkinnySpec, Toolchain,
 };
 
 use crate::rig::{FLOPS, Outcome, READ_BYTES_PER_S, Rig};
 
 pub(crate) const HEADS: HeadShape =
     HeadShape { num_heads: 32, num_kv_heads: 8, head_dim: 128, block_size: 16 };
-/// The products of a Llama-3-8B layer: output and inner features.
-const SHAPES: [(usize, usize); 4] = [(6144, 4096), (4096, 4096), (28_672, 4096), (4096, 14_336)];
+/// The products of a Llama-3-8B layer, and its head: output and inner features.
+const SHAPES: [(usize, usize); 5] =
+    [(6144, 4096), (4096, 4096), (28_672, 4096), (4096, 14_336), (128_256, 4096)];
 
 pub(crate) fn line(what: &str, ms: f64, floor_ms: f64) {
     println!(
@@ -46,10 +47,13 @@ pub(crate) fn all(rig: &mut Rig) -> Outcome<()> {
         }
     }
     println!("matrix products: ours, cuBLASLt's best of its candidates, its first guess");
-    for rows in [1, 8, 16, 64, 2048] {
+    for rows in [1, 8, 16, 32, 64, 128, 256, 2048] {
         for (out, inner) in SHAPES {
-            products(rig, rows, out, inner)?;
-            rig.arena.reset_to(mark);
+            // The head takes no more than the last rows, as floats.
+            if (rows, out) != (2048, 128_256) {
+                products(rig, [rows, out, inner])?;
+                rig.arena.reset_to(mark);
+            }
         }
     }
     Ok(())
@@ -156,33 +160,62 @@ fn prefill(
     Ok(())
 }
 
-fn products(rig: &mut Rig, rows: usize, out: usize, inner: usize) -> Outcome<()> {
-    let (x, y) = (rig.noise(rows * inner * 2, 1.0)?, rig.noise(rows * out * 2, 1.0)?);
+fn products(rig: &mut Rig, shape: [usize; 3]) -> Outcome<()> {
+    let [rows, out, inner] = shape;
+    let f32_out = out > 100_000;
+    let (x, y) = (rig.noise(rows * inner * 2, 1.0)?, rig.noise(rows * out * 4, 1.0)?);
     // Enough weights that none stays in the cache.
-    let copies = ((512 << 20) / (out * inner * 2)).max(4);
+    let copies = ((512 << 20) / (out * inner * 2)).max(3);
     let weights =
         (0..copies).map(|_| rig.noise(out * inner * 2, 0.02)).collect::<Outcome<Vec<_>>>()?;
     let floor = ((out * inner * 2) as f64 / READ_BYTES_PER_S)
         .max(2.0 * (rows * out * inner) as f64 / FLOPS)
         * 1e3;
-    if let Some(spec) = SkinnySpec::for_rows(rows, Epilogue::None, false) {
+    let name = format!("{rows} x {out} x {inner}");
+    if let Some(spec) = SkinnySpec::for_rows(rows, Epilogue::None, f32_out) {
         let kernel = SkinnyGemm::load(&rig.tools, spec)?;
-        let ms = rig.time(10, || {
-            weights.iter().try_for_each(|&w| {
-                Ok(kernel.run(&rig.stream, [w, x, y], None, [rows, out, inner])?)
-            })
-        })? / copies as f64;
-        line(&format!("{rows} x {out} x {inner} ours"), ms, floor);
+        let run = |&w| Ok(kernel.run(&rig.stream, [w, x, y], None, shape)?);
+        let ms = rig.time(10, || weights.iter().try_for_each(run))? / copies as f64;
+        line(&format!("{name} skinny_gemm"), ms, floor);
+    }
+    if DecodeGemm::takes(&rig.tools, Epilogue::None, [out, inner]) {
+        let mut best = (f64::INFINITY, String::new());
+        for spec in DecodeGemmSpec::for_rows(rows, Epilogue::None, f32_out) {
+            let kernel = DecodeGemm::load(&rig.tools, spec)?;
+            for division in kernel.divisions(out, inner) {
+                let mark = rig.arena.used();
+                let (partial, counters) = kernel.scratch_bytes(out, division);
+                let partial = rig.arena.take("partial", partial)?;
+                let counters = rig.arena.take("counters", counters)?;
+                rig.stream.fill(counters, 0)?;
+                let run = |&w| {
+                    let operands = [w, x, y, partial, counters];
+                    Ok(kernel.run(&rig.stream, operands, None, shape, division)?)
+                };
+                let ms = rig.time(10, || weights.iter().try_for_each(run))? / copies as f64;
+                if ms < best.0 {
+                    let blocks = format!("{} blocks, {}", division.blocks, division.sharers);
+                    best = (ms, format!("{} x {}, {blocks}", spec.tokens, spec.warpgroups));
+                }
+                rig.arena.reset_to(mark);
+            }
+        }
+        if best.0.is_finite() {
+            line(&format!("{name} decode_gemm {}", best.1), best.0, floor);
+        }
     }
     let workspace = rig.arena.take("cuBLASLt", 32 << 20)?;
     let lt = Lt::new(&rig.tools.device, workspace)?;
-    let dtype = rig.dtype();
-    let mut plan = lt.plan(GemmSpec { rows, out, inner, input: dtype, output: dtype })?;
-    let gemms: Vec<Gemm> = weights.iter().map(|&w| Gemm { x, w, y }).collect();
-    let (_, guess) = lt.tune(&rig.stream, &mut plan, &gemms, 3)?;
-    let ms = rig
-        .time(10, || gemms.iter().try_for_each(|&gemm| Ok(lt.run(&rig.stream, &plan, gemm)?)))?
-        / copies as f64;
-    line(&format!("{rows} x {out} x {inner} cuBLASLt ({:.1} us guess)", guess * 1e3), ms, floor);
+    let input = rig.dtype();
+    let output = if f32_out { Dtype::F32 } else { input };
+    let mut plan = lt.plan(GemmSpec { rows, out, inner, input, output })?;
+    let mut times = Vec::new();
+    for candidate in 0..plan.candidates() {
+        plan.choose(candidate);
+        let run = |&w| Ok(lt.run(&rig.stream, &plan, Gemm { x, w, y })?);
+        times.push(rig.time(10, || weights.iter().try_for_each(run))? / copies as f64);
+    }
+    let best = times.iter().copied().fold(f64::INFINITY, f64::min);
+    line(&format!("{name} cuBLASLt ({:.1} us guess)", times[0] * 1e3), best, floor);
     Ok(())
 }

@@ -3,8 +3,9 @@
 use stallfree_device::{DeviceSlice, Gemm, GemmSpec, Lt};
 use stallfree_kernels::chosen_at;
 use stallfree_kernels::cuda::{
-    DecodeBatch, Epilogue, Gather, HeadShape, KvLayer, PagedAttentionDecode, PagedAttentionPrefill,
-    PrefillBatch, QkNorms, RmsNorm, RopeKvWrite, SiluMul, SkinnyGemm, SkinnySpec,
+    DecodeBatch, DecodeGemm, DecodeGemmSpec, Epilogue, Gather, HeadShape, KvLayer,
+    PagedAttentionDecode, PagedAttentionPrefill, PrefillBatch, QkNorms, RmsNorm, RopeKvWrite,
+    SiluMul, SkinnyGemm, SkinnySpec,
 };
 
 use crate::reference;
@@ -30,6 +31,22 @@ pub(crate) fn all(rig: &mut Rig, with_blas: bool) -> Outcome<()> {
                 rig.arena.reset_to(mark);
             }
         }
+    }
+    for rows in [1, 7, 9, 24, 33, 64, 100, 129, 256] {
+        for (out, inner) in [(24, 8), (1000, 520), (584, 576), (4096, 1536)] {
+            for (epilogue, f32_out) in
+                [(Epilogue::None, false), (Epilogue::None, true), (Epilogue::SiluMul, false)]
+            {
+                if DecodeGemm::takes(&rig.tools, epilogue, [out, inner]) {
+                    decode_gemm(rig, [rows, out, inner], epilogue, f32_out)?;
+                    rig.arena.reset_to(mark);
+                }
+            }
+        }
+    }
+    if DecodeGemm::takes(&rig.tools, Epilogue::None, [1001, 72]) {
+        decode_gemm(rig, [13, 1001, 72], Epilogue::None, false)?;
+        rig.arena.reset_to(mark);
     }
     let blas_shapes = [(1, 576, 576), (33, 1000, 1536), (300, 512, 4096)];
     for (rows, out, inner) in blas_shapes.into_iter().filter(|_| with_blas) {
@@ -110,6 +127,18 @@ fn gather(rig: &mut Rig, rows: usize, cols: usize) -> Outcome<()> {
     rig.compare(&format!("gather {rows}x{cols}"), &out, &expected)
 }
 
+/// `x · wᵀ` with its bias or epilogue, in double precision.
+fn product(x: &[f32], w: &[f32], bias: &[f32], inner: usize, epilogue: Epilogue) -> Vec<f32> {
+    let out = bias.len();
+    let plain = epilogue == Epilogue::None;
+    let products = reference::matmul(x, w, inner);
+    let rows = products.chunks(if plain { out } else { 2 * out });
+    let value = |row: &[f32], i: usize| {
+        if plain { row[i] + bias[i] } else { reference::silu_mul(row[i], row[out + i]) }
+    };
+    rows.flat_map(|row| (0..out).map(|i| value(row, i)).collect::<Vec<_>>()).collect()
+}
+
 fn skinny(rig: &mut Rig, shape: [usize; 3], epilogue: Epilogue, f32_out: bool) -> Outcome<()> {
     let [rows, out, inner] = shape;
     let Some(spec) = SkinnySpec::for_rows(rows, epilogue, f32_out) else {
@@ -123,22 +152,54 @@ fn skinny(rig: &mut Rig, shape: [usize; 3], epilogue: Epilogue, f32_out: bool) -
     let y = rig.output(rows * out * if f32_out { 4 } else { 2 })?;
     let kernel = SkinnyGemm::load(&rig.tools, spec)?;
     kernel.run(&rig.stream, [dw, dx, y.data], plain.then_some(db), shape)?;
-    let products = reference::matmul(&x, &w, inner);
-    let expected: Vec<f32> = products
-        .chunks(w_rows)
-        .flat_map(|row| {
-            let bias = &bias;
-            (0..out).map(move |i| {
-                if plain { row[i] + bias[i] } else { reference::silu_mul(row[i], row[out + i]) }
-            })
-        })
-        .collect();
+    let expected = product(&x, &w, &bias, inner, epilogue);
     let what = format!("skinny_gemm {rows}x{out}x{inner} {epilogue:?} f32={f32_out}");
     if f32_out {
         rig.check_guards(&what, &y)?;
         return crate::rig::compare(&what, &rig.download_raw(y.data)?, &expected, 1e-5);
     }
     rig.compare(&what, &y, &expected)
+}
+
+/// Every specialization and division of a shape, twice: the second result has the first's bits.
+fn decode_gemm(rig: &mut Rig, shape: [usize; 3], epilogue: Epilogue, f32_out: bool) -> Outcome<()> {
+    let [rows, out, inner] = shape;
+    let plain = epilogue == Epilogue::None;
+    let w_rows = if plain { out } else { 2 * out };
+    let (x, w) = (rig.random(rows * inner, 1.0), rig.random(w_rows * inner, 0.05));
+    let bias = rig.random(out, 1.0);
+    let (dx, dw, db) = (rig.upload(&x)?, rig.upload(&w)?, rig.upload(&bias)?);
+    let expected = product(&x, &w, &bias, inner, epilogue);
+    for spec in DecodeGemmSpec::for_rows(rows, epilogue, f32_out) {
+        let kernel = DecodeGemm::load(&rig.tools, spec)?;
+        for division in kernel.divisions(out, inner) {
+            let mark = rig.arena.used();
+            let (partial, counters) = kernel.scratch_bytes(out, division);
+            let partial = rig.output(partial)?.data;
+            let counters = rig.arena.take("counters", counters)?;
+            rig.stream.fill(counters, 0)?;
+            let y = rig.output(rows * out * if f32_out { 4 } else { 2 })?;
+            let what = format!("decode_gemm {rows}x{out}x{inner} {spec:?} {division:?}");
+            let mut bits = Vec::new();
+            for _ in 0..2 {
+                let operands = [dw, dx, y.data, partial, counters];
+                kernel.run(&rig.stream, operands, plain.then_some(db), shape, division)?;
+                let got: Vec<u8> = rig.download_raw(y.data)?;
+                if !bits.is_empty() && bits != got {
+                    return Err(format!("{what}: another result the second time").into());
+                }
+                bits = got;
+            }
+            rig.check_guards(&what, &y)?;
+            if f32_out {
+                crate::rig::compare(&what, &rig.download_raw(y.data)?, &expected, 1e-5)?;
+            } else {
+                rig.compare(&what, &y, &expected)?;
+            }
+            rig.arena.reset_to(mark);
+        }
+    }
+    Ok(())
 }
 
 fn blas(rig: &mut Rig, rows: usize, out: usize, inner: usize) -> Outcome<()> {
@@ -150,9 +211,14 @@ fn blas(rig: &mut Rig, rows: usize, out: usize, inner: usize) -> Outcome<()> {
     let dtype = rig.dtype();
     let mut plan = lt.plan(GemmSpec { rows, out, inner, input: dtype, output: dtype })?;
     let gemm = Gemm { x: dx, w: dw, y: y.data };
-    lt.tune(&rig.stream, &mut plan, &[gemm], 3)?;
-    lt.run(&rig.stream, &plan, gemm)?;
-    rig.compare(&format!("cublasLt {rows}x{out}x{inner}"), &y, &reference::matmul(&x, &w, inner))
+    let expected = reference::matmul(&x, &w, inner);
+    for candidate in 0..plan.candidates() {
+        plan.choose(candidate);
+        rig.stream.fill(y.data, 0xff)?;
+        lt.run(&rig.stream, &plan, gemm)?;
+        rig.compare(&format!("cublasLt {rows}x{out}x{inner}, {candidate}"), &y, &expected)?;
+    }
+    Ok(())
 }
 
 fn rope(rig: &mut Rig, heads: HeadShape, normed: bool) -> Outcome<()> {

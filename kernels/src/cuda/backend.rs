@@ -14,13 +14,13 @@ use stallfree_device::{
 use super::activations::{ActivationBytes, Activations, CudaTensor};
 use super::choice::{Chosen, CudaChoice};
 use super::must;
-use super::products::{Products, Weight};
 use super::recordings::{Recording, Recordings, padded_context, padded_seqs, shapes};
 use super::step::{Padding, Staging, Step, tiles};
 use super::upload::WeightUpload;
 use super::{
-    CudaError, Gather, HeadShape, KvLayer, PagedAttentionDecode, PagedAttentionPrefill, QkNorms,
-    RmsNorm, RopeKvWrite, Sample, SampleOperands, SamplePart, SiluMul, Toolchain,
+    CudaError, Epilogue, Gather, HeadShape, KvLayer, Operands, PagedAttentionDecode,
+    PagedAttentionPrefill, ProductShape, Products, QkNorms, RmsNorm, RopeKvWrite, Sample,
+    SampleOperands, SamplePart, SiluMul, Toolchain,
 };
 use crate::{
     AttentionSpec, Backend, KernelError, KvSpec, QkNorm, SampleRows, StepInputs, StepShape,
@@ -29,8 +29,8 @@ use crate::{
 
 /// Bytes of a step's inputs: token ids, positions, slots, block tables.
 const INPUT_BYTES: usize = 32 << 20;
-/// Bytes of cuBLASLt's workspace.
-const WORKSPACE_BYTES: usize = 32 << 20;
+/// Bytes of scratch memory for products: parts of split sums.
+const WORKSPACE_BYTES: usize = 36 << 20;
 /// Bytes of the counters by which the parts of a split attention find out who is last.
 const COUNTER_BYTES: usize = 1 << 20;
 
@@ -158,7 +158,7 @@ impl CudaBackend {
             working.take("choices before", chosen_bytes)?,
         ];
         let staging = Staging::new(&device)?;
-        let products = Products::new(&tools, working.take("cuBLASLt", WORKSPACE_BYTES)?)?;
+        let products = Products::new(&tools, &stream, working.take("products", WORKSPACE_BYTES)?)?;
         Ok(Self {
             gather: Gather::load(&tools)?,
             silu_mul: SiluMul::load(&tools)?,
@@ -321,8 +321,19 @@ impl CudaBackend {
         CudaTensor { rows: x.rows.min(self.step().num_given), ..x }
     }
 
-    fn product(&mut self, x: CudaTensor, weight: Weight, y: CudaTensor) -> CudaTensor {
-        must(self.products.run(&self.tools, &self.stream, x, weight, y));
+    fn product(
+        &mut self,
+        x: CudaTensor,
+        weight: &CudaMatrix,
+        bias: Option<&CudaVector>,
+        y: CudaTensor,
+    ) -> CudaTensor {
+        let (rows, out, inner, output) = (x.rows, y.cols, weight.cols, y.dtype);
+        let shape = ProductShape { rows, out, inner, output, epilogue: Epilogue::None };
+        let bias = bias.map(|bias| bias.0);
+        let operands = Operands { x: x.data, w: weight.data, bias, y: y.data, wide: None };
+        let weights = self.weights.taken();
+        must(self.products.run(&self.tools, &self.stream, shape, operands, weights));
         y
     }
 }
@@ -420,13 +431,24 @@ impl Backend for CudaBackend {
         bias: Option<&CudaVector>,
     ) -> CudaTensor {
         let y = self.take(x.rows, weight.rows);
-        let bias = bias.map(|bias| bias.0);
-        self.product(x, Weight { data: weight.data, bias, inner: weight.cols }, y)
+        self.product(x, weight, bias, y)
+    }
+
+    fn linear_silu_mul(&mut self, x: CudaTensor, weight: &CudaMatrix) -> CudaTensor {
+        let y = self.take(x.rows, weight.rows / 2);
+        let wide = self.take(x.rows, weight.rows);
+        let (rows, out, inner, output) = (x.rows, y.cols, weight.cols, y.dtype);
+        let shape = ProductShape { rows, out, inner, output, epilogue: Epilogue::SiluMul };
+        let wide = Some(wide.data);
+        let operands = Operands { x: x.data, w: weight.data, bias: None, y: y.data, wide };
+        let weights = self.weights.taken();
+        must(self.products.run(&self.tools, &self.stream, shape, operands, weights));
+        y
     }
 
     fn head(&mut self, x: CudaTensor, weight: &CudaMatrix) -> CudaTensor {
         let y = must(self.activations.take_logits(x.rows, weight.rows));
-        self.product(x, Weight { data: weight.data, bias: None, inner: weight.cols }, y)
+        self.product(x, weight, None, y)
     }
 
     fn rope_kv_write(

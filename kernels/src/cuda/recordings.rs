@@ -58,7 +58,8 @@ pub(super) const fn padded_context(context: usize) -> usize {
     if context <= MIN_CONTEXT { MIN_CONTEXT } else { context.next_power_of_two() }
 }
 
-/// Returns the shapes up to `num_seqs` and `context`, but for contexts so long that they are better recorded when they come.
+/// Returns the shapes up to `num_seqs` and `context`, but for contexts so long that they are better recorded when they come. The most
+/// sequences come first: what is found fastest for a range of rows is then found at its upper end.
 pub(super) fn shapes(num_seqs: usize, context: usize) -> Vec<StepShape> {
     let mut counts: Vec<usize> = (1..=num_seqs).map(padded_seqs).collect();
     counts.dedup();
@@ -68,6 +69,7 @@ pub(super) fn shapes(num_seqs: usize, context: usize) -> Vec<StepShape> {
     let contexts: Vec<usize> = contexts.collect();
     counts
         .into_iter()
+        .rev()
         .flat_map(|num_seqs| contexts.iter().map(move |&context| StepShape { num_seqs, context }))
         .collect()
 }

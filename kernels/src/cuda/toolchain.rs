@@ -1,12 +1,14 @@
 //! From sources to loaded kernels.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use stallfree_device::{Arch, CubinCache, Device, Dtype, Function, Module, Source};
 
 use super::{
-    AddBias, CudaError, Gather, HeadShape, PagedAttentionDecode, PagedAttentionPrefill, RmsNorm,
-    RopeKvWrite, Sample, SiluMul, SkinnyGemm, SkinnySpec, ceilings, paged_attention_prefill_sm90,
+    AddBias, CudaError, DecodeGemm, DecodeGemmSpec, Gather, HeadShape, PagedAttentionDecode,
+    PagedAttentionPrefill, RmsNorm, RopeKvWrite, Sample, SiluMul, SkinnyGemm, SkinnySpec, ceilings,
+    paged_attention_prefill_sm90,
 };
 
 /// A source with its macros, its kernels and the dynamic shared memory they ask for.
@@ -72,10 +74,7 @@ impl Toolchain {
 
     /// Compiles or finds a build and loads its kernels, in order.
     pub(super) fn load<const N: usize>(&self, build: &Build) -> Result<[Function; N], CudaError> {
-        let mut source = build.source.clone();
-        if self.ampere_path {
-            source.defines.push(("AMPERE_PATH", "1".to_owned()));
-        }
+        let source = self.source(build);
         let module = Module::load(&self.device, &self.cache.get(&source, self.device.arch())?)?;
         let load = |name: &&str| {
             let function = module.function(name, build.shared_bytes)?;
@@ -86,6 +85,34 @@ impl Toolchain {
         functions?.try_into().map_err(|_| CudaError::Unsupported {
             what: format!("{}: {N} kernels expected", build.source.name),
         })
+    }
+
+    fn source(&self, build: &Build) -> Source {
+        let mut source = build.source.clone();
+        if self.ampere_path {
+            source.defines.push(("AMPERE_PATH", "1".to_owned()));
+        }
+        source
+    }
+
+    /// Compiles what is not cached, on all processors at once, so that loading it later takes no time. Errors come then.
+    pub(super) fn compile_all(&self, builds: &[Build]) {
+        let next = AtomicUsize::new(0);
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        std::thread::scope(|scope| {
+            for _ in 0..threads.min(builds.len()) {
+                scope.spawn(|| {
+                    while let Some(build) = builds.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        drop(self.cache.get(&self.source(build), self.device.arch()));
+                    }
+                });
+            }
+        });
+    }
+
+    /// Names a build by all that goes into its code.
+    pub(super) fn name(&self, build: &Build) -> Result<String, CudaError> {
+        Ok(CubinCache::name(&self.source(build), self.device.arch())?)
     }
 }
 
@@ -106,6 +133,9 @@ pub fn builds(dtype: Dtype) -> Result<Vec<Build>, CudaError> {
     }
     for spec in SkinnySpec::all() {
         builds.push(SkinnyGemm::build(dtype, spec));
+    }
+    for spec in DecodeGemmSpec::all() {
+        builds.push(DecodeGemm::build(dtype, spec));
     }
     for (num_heads, num_kv_heads, head_dim) in [
         (9, 3, 64),

@@ -41,4 +41,13 @@ impl<B: Backend> Linear<B> {
     pub(crate) fn forward(&self, backend: &mut B, x: B::Tensor) -> B::Tensor {
         backend.linear(x, &self.weight, self.bias.as_ref())
     }
+
+    /// Returns `silu(gate) * up` of the two parts; they have no bias.
+    ///
+    /// # Shapes
+    /// - `x`: `[rows, in_features]`
+    /// - returns `[rows, out_features / 2]`
+    pub(crate) fn forward_silu_mul(&self, backend: &mut B, x: B::Tensor) -> B::Tensor {
+        backend.linear_silu_mul(x, &self.weight)
+    }
 }

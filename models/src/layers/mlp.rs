@@ -30,8 +30,7 @@ impl<B: Backend> Mlp<B> {
     /// # Shapes
     /// - `x`, result: `[num_tokens, hidden_size]`
     pub(crate) fn forward(&self, backend: &mut B, x: B::Tensor) -> B::Tensor {
-        let gate_up = self.gate_up.forward(backend, x);
-        let activated = backend.silu_mul(gate_up);
+        let activated = self.gate_up.forward_silu_mul(backend, x);
         let output = self.down.forward(backend, activated);
         backend.all_reduce(output);
         output

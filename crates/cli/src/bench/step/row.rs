@@ -14,8 +14,9 @@ pub(super) const HEADER: &str =
 
 /// How many sequences of a decode row are computed a second time.
 const NUM_CHECKED: usize = 4;
-/// How much less likely than the best one a greedy token may look in the second computation: what rounding to bf16 explains.
-const MAX_MARGIN: f32 = 0.25;
+/// How much less likely than the best one a greedy token may look in the second computation. Rounding to bf16 explains it: the worst of
+/// some 500 tokens misses by 0.14 to 0.27 with dummy weights, whose best logits stand 5 to 6 above the mean.
+const MAX_MARGIN: f32 = 0.5;
 
 /// Parses a flag's list; a dash stands for none.
 pub(super) fn parse_all<T>(texts: &[String], parse: impl Fn(&str) -> Result<T>) -> Result<Vec<T>> {
