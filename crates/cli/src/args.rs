@@ -14,6 +14,7 @@ use clap::builder::styling::{AnsiColor, Style};
 use clap::{Args, Parser, Subcommand};
 
 use crate::bench::BenchArgs;
+use crate::calibrate::CalibrateArgs;
 
 pub(crate) use number::Auto;
 pub(crate) use serve::{
@@ -40,6 +41,8 @@ pub(crate) enum Command {
     Chat(Box<ChatArgs>),
     /// Measure a server or an engine: latencies, stalls, capacity
     Bench(Box<BenchArgs>),
+    /// Measure steps on this machine, and write what --device sim:FILE predicts them from
+    Calibrate(Box<CalibrateArgs>),
     /// List the scheduling policies, their papers and their settings
     Schedulers,
     /// List the supported architectures and the models cached on this machine

@@ -11,6 +11,8 @@ mod step;
 mod sweep;
 mod workload;
 
+pub(crate) use progress::RunProgress;
+
 use anyhow::Result;
 use clap::{Args, Subcommand};
 

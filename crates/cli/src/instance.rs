@@ -2,6 +2,8 @@
 
 mod simulation;
 
+pub(crate) use simulation::sizes;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -187,6 +189,8 @@ fn build(
 pub(crate) fn open(path: &Path, weights: WeightsFrom) -> Result<Checkpoint> {
     let built_in = || stallfree_sim::built_in_config(path.to_str()?);
     let checkpoint = match weights {
+        // Its sizes and its tokenizer are in the file.
+        WeightsFrom::Chance if is_gguf(path) => Checkpoint::open(path),
         WeightsFrom::Chance => match built_in().filter(|_| !path.exists()) {
             Some(config) => Checkpoint::dummy_of(&config),
             None => Checkpoint::dummy(path),
@@ -194,6 +198,10 @@ pub(crate) fn open(path: &Path, weights: WeightsFrom) -> Result<Checkpoint> {
         WeightsFrom::Files => Checkpoint::open(path),
     };
     checkpoint.with_context(|| format!("the model at {} can't be opened", path.display()))
+}
+
+fn is_gguf(path: &Path) -> bool {
+    path.is_file() && path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"))
 }
 
 /// Loads the weights and starts what computes.

@@ -2,6 +2,7 @@
 
 mod args;
 mod bench;
+mod calibrate;
 mod chat;
 mod config;
 mod console;
@@ -25,7 +26,8 @@ fn main() -> ExitCode {
         Err(error) => error.exit(),
     };
     let environment = Environment::read();
-    let is_quiet = matches!(parsed.cli.command, Command::Chat(_) | Command::Bench(_));
+    let is_quiet =
+        matches!(parsed.cli.command, Command::Chat(_) | Command::Bench(_) | Command::Calibrate(_));
     log::start(environment.log.as_deref().unwrap_or(if is_quiet { "warn" } else { "info" }));
     for notice in &parsed.notices {
         tracing::warn!("{notice}");
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
     let done = match &parsed.cli.command {
         Command::Serve(args) => serve::run(args, &environment),
         Command::Bench(args) => bench::run(args, &environment),
+        Command::Calibrate(args) => calibrate::run(args, &environment),
         Command::Schedulers => schedulers::print_all(),
         Command::Chat(args) => chat::run(args, &environment),
         Command::Models => models::print_all(&environment),

@@ -120,7 +120,7 @@ fn find_default(
     let here = |path| Found { path, names: vec![short.to_owned(), DEFAULT_MODEL.to_owned()] };
     let hub = &environment.hub;
     let gguf = default_gguf(environment);
-    let is_plain = revision.is_none() && weights != Weights::None;
+    let is_plain = revision.is_none();
     if is_plain && gguf.is_file() {
         return Ok(here(gguf));
     }

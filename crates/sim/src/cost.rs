@@ -89,6 +89,11 @@ impl CostModel {
     ) -> Result<Self, Error> {
         parallel.check(shape)?;
         let Parallel { tensor, pipeline } = parallel;
+        if tensor * pipeline > 1 && gpu.links.is_empty() {
+            let reason = format!("nothing is known of how several of {} are connected", gpu.name);
+            let what = "spread over GPUs:";
+            return Err(Error::BadSplit { what, given: tensor * pipeline, reason });
+        }
         let split = |size: usize| size.div_ceil(tensor) as f64;
         let hidden = shape.hidden_size as f64;
         // With more ranks than key heads, ranks keep copies.

@@ -45,13 +45,16 @@ pub enum ModelChoice {
 /// A step that was measured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Step {
-    /// Its chunks, equal ones together: how many, tokens in the cache before each, tokens computed. Each samples a token.
+    /// Its chunks, equal ones together: how many, tokens in the cache before each, tokens computed.
     pub chunks: Vec<[usize; 3]>,
     /// How long it took, in seconds.
     pub seconds: f64,
     /// How long its matrix products took of that, where it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub linear_s: Option<f64>,
+    /// How many tokens it samples, where that is not one a chunk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_samples: Option<usize>,
 }
 
 /// A measured step beside its prediction.
@@ -102,37 +105,51 @@ impl Measured {
     /// The model or the GPU is unknown, or doesn't go with the other.
     pub fn fit(&self) -> Result<Calibration, Error> {
         let bench = Bench::new(self)?;
-        let mut best = (bench.error(self.start)?, self.start);
-        let mut scale = 2.0_f64;
-        while scale > 1.0005 {
-            let before = best.0;
-            for factor in FREE {
-                for scale in [scale, 1.0 / scale] {
-                    let mut candidate = best.1;
-                    *factor(&mut candidate) *= scale;
-                    candidate.kv_read = candidate.memory;
-                    let error = bench.error(candidate)?;
-                    if error < best.0 {
-                        best = (error, candidate);
-                    }
+        let (_, factors) = bench.search(self.start)?;
+        bench.calibration(factors)
+    }
+
+    /// Fits the factors as [`fit`](Self::fit) does, but from many beginnings and with every tile, for measurements of which
+    /// nothing is known ahead. What the host takes shows only where the device is faster, so that a search which begins at nothing
+    /// finds nothing.
+    ///
+    /// # Errors
+    /// As [`fit`](Self::fit).
+    pub fn fit_widely(&self) -> Result<Calibration, Error> {
+        let bench = Bench::new(self)?;
+        let shortest = self.steps.iter().map(|step| step.seconds).fold(f64::INFINITY, f64::min);
+        let layers = bench.shape.num_layers as f64;
+        let mut best = (f64::INFINITY, self.start);
+        for tile in TILES {
+            for (layers_share, seq_share, step_share) in BEGINNINGS {
+                let found = bench.search(Factors {
+                    tile,
+                    layer_s: layers_share * shortest / layers,
+                    seq_s: seq_share * shortest,
+                    step_s: step_share * shortest,
+                    ..self.start
+                })?;
+                if found.0 < best.0 {
+                    best = found;
                 }
             }
-            if best.0 > before * 0.9999 {
-                scale = scale.sqrt();
-            }
         }
-        let factors = best.1.rounded();
-        Ok(Calibration {
-            source: self.source.clone(),
-            gpu: match &self.gpu {
-                GpuChoice::Named(_) => None,
-                GpuChoice::Given(gpu) => Some(gpu.clone()),
-            },
-            residuals: bench.residuals(factors)?,
-            factors,
-        })
+        bench.calibration(best.1)
     }
 }
+
+/// Which shares of the shortest step the host takes for its layers, a sequence and the rest.
+const BEGINNINGS: [(f64, f64, f64); 6] = [
+    (0.01, 0.0001, 0.01),
+    (0.01, 0.0001, 0.3),
+    (0.6, 0.0001, 0.3),
+    (0.8, 0.0001, 0.02),
+    (0.6, 0.02, 0.3),
+    (0.01, 0.02, 0.3),
+];
+
+/// The tiles that a fit may choose from.
+const TILES: [usize; 6] = [1, 8, 16, 32, 64, 128];
 
 /// The measured steps, ready to be compared with predictions.
 struct Bench<'a> {
@@ -147,6 +164,43 @@ impl<'a> Bench<'a> {
         let (gpu, shape) = (measured.gpu()?, measured.shape()?);
         let loads = measured.steps.iter().map(|step| step.load(shape.window)).collect();
         Ok(Self { measured, gpu, shape, loads })
+    }
+
+    /// Returns the factors that fit best, and their error.
+    fn search(&self, start: Factors) -> Result<(f64, Factors), Error> {
+        let mut best = (self.error(start)?, start);
+        let mut scale = 2.0_f64;
+        while scale > 1.0005 {
+            let before = best.0;
+            for factor in FREE {
+                for scale in [scale, 1.0 / scale] {
+                    let mut candidate = best.1;
+                    *factor(&mut candidate) *= scale;
+                    candidate.kv_read = candidate.memory;
+                    let error = self.error(candidate)?;
+                    if error < best.0 {
+                        best = (error, candidate);
+                    }
+                }
+            }
+            if best.0 > before * 0.9999 {
+                scale = scale.sqrt();
+            }
+        }
+        Ok(best)
+    }
+
+    fn calibration(&self, factors: Factors) -> Result<Calibration, Error> {
+        let factors = factors.rounded();
+        Ok(Calibration {
+            source: self.measured.source.clone(),
+            gpu: match &self.measured.gpu {
+                GpuChoice::Named(_) => None,
+                GpuChoice::Given(gpu) => Some(gpu.clone()),
+            },
+            residuals: self.residuals(factors)?,
+            factors,
+        })
     }
 
     /// Calls `see` with each step, what was measured of it, and what is predicted.
@@ -192,6 +246,12 @@ impl<'a> Bench<'a> {
 }
 
 impl Step {
+    /// Returns its tokens.
+    #[must_use]
+    pub fn num_tokens(&self) -> usize {
+        self.chunks.iter().map(|[count, _, tokens]| count * tokens).sum()
+    }
+
     fn load(&self, window: Option<usize>) -> StepLoad {
         let mut load = StepLoad::default();
         for &[count, num_computed, num_tokens] in &self.chunks {
@@ -200,6 +260,7 @@ impl Step {
                 load.num_samples += 1;
             }
         }
+        load.num_samples = self.num_samples.unwrap_or(load.num_samples);
         load
     }
 

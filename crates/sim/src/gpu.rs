@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
+use crate::memory::memory_for;
+use crate::shape::BYTES;
+use crate::{Error, ModelShape, Step};
 
 /// A kind of GPU and its surroundings; rates are peaks, which a calibration's factors scale down.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -130,6 +132,23 @@ impl Shipped {
 pub(crate) const GIB: f64 = (1_u64 << 30) as f64;
 
 impl Gpu {
+    /// Describes the device that computed `steps` of a model, had it 16-bit weights: its peaks are what the fastest steps reach, and
+    /// its memory is what leaves room for `kv_tokens`. Nothing is known of others beside it.
+    #[must_use]
+    pub fn reaching(name: &str, shape: &ModelShape, kv_tokens: usize, steps: &[Step]) -> Self {
+        let weights = (shape.layer_parameters() * shape.num_layers) as f64;
+        let fastest = |work: &dyn Fn(&Step) -> f64| {
+            steps.iter().map(|step| work(step) / step.seconds).fold(1.0, f64::max)
+        };
+        Self {
+            name: name.to_owned(),
+            flops: fastest(&|step| 2.0 * weights * step.num_tokens() as f64),
+            bytes_per_s: fastest(&|_| weights * BYTES as f64),
+            memory_bytes: memory_for(shape, kv_tokens),
+            links: Vec::new(),
+        }
+    }
+
     /// Returns how `gpus` of them are connected: by the link of the smallest group that holds so many.
     #[must_use]
     pub fn link(&self, gpus: usize) -> Option<Link> {

@@ -72,6 +72,12 @@ pub(crate) fn geometry(
     Ok(KvGeometry { num_blocks, block_size })
 }
 
+/// Returns the memory of a GPU on which a model has room for `kv_tokens` at a utilization of 0.9.
+pub(crate) fn memory_for(shape: &ModelShape, kv_tokens: usize) -> f64 {
+    let kv = block_bytes(shape, Parallel::NONE, kv_tokens);
+    (weight_bytes(shape, Parallel::NONE) + kv + RESERVE) / 0.9
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

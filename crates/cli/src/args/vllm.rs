@@ -257,7 +257,7 @@ const SHORT: &[(&str, &str)] = &[
     ("-cc", "compilation-config"),
 ];
 
-/// Takes vLLM's other flags out of a `serve` command line, and spells its short ones out there and for `bench`.
+/// Takes vLLM's other flags out of a `serve` command line, and spells its short ones out there and where else an engine is started.
 ///
 /// # Errors
 /// A flag that is refused, as clap's error.
@@ -266,7 +266,8 @@ pub(super) fn answer(argv: impl Iterator<Item = OsString>) -> Result<Known, clap
     let mut rest = argv.peekable();
     known.argv.extend(rest.next_if(|_| true));
     let is_serve = rest.peek().is_some_and(|command| command == "serve");
-    let is_either = is_serve || rest.peek().is_some_and(|command| command == "bench");
+    let is_either =
+        is_serve || rest.peek().is_some_and(|command| command == "bench" || command == "calibrate");
     while let Some(arg) = rest.next() {
         let Some((name, inline)) = arg.to_str().filter(|_| is_either).and_then(long_name) else {
             known.argv.push(arg);

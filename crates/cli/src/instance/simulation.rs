@@ -3,22 +3,24 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
 use stallfree_core::Executor as _;
+use stallfree_models::ModelConfig;
 use stallfree_sim::{KvRoom, ModelShape, SimConfig, SimExecutor};
 use stallfree_worker::{KvSize, WorkerReport};
 
-use super::Started;
-use crate::config::{InstanceConfig, SimDevice};
+use super::{Started, is_gguf};
+use crate::config::{InstanceConfig, SimDevice, WeightsFrom};
 
-/// Simulates `device` with the model at `path`, of which only the config.json is read.
+/// Simulates `device` with the model at `path`, of which only the sizes are read.
 ///
 /// # Errors
-/// There is no config.json, or the model doesn't fit.
+/// They can't be read, or the model doesn't fit.
 pub(super) fn start(path: &Path, device: &SimDevice, config: &InstanceConfig) -> Result<Started> {
     let sim = SimConfig {
         gpu: device.gpu.clone(),
         factors: device.factors,
-        shape: shape(path)?,
+        shape: ModelShape::from_config(&sizes(path)?)?,
         parallel: device.parallel,
         block_size: config.block_size,
         kv: match config.kv_size {
@@ -44,15 +46,35 @@ pub(super) fn start(path: &Path, device: &SimDevice, config: &InstanceConfig) ->
     Ok(Started { executor: Box::new(executor), worker, model_len: max_model_len, vocab_size })
 }
 
-/// Reads a model's shape out of its config.json, or takes it by name.
-fn shape(path: &Path) -> Result<ModelShape> {
-    let built_in = path.to_str().filter(|_| !path.exists()).and_then(ModelShape::built_in);
-    if let Some(shape) = built_in {
-        return Ok(shape);
+/// Returns a model's sizes as a config.json has them: the model's own, that of a model known by name, or one made from a GGUF file.
+///
+/// # Errors
+/// There is none, or it can't be read.
+pub(crate) fn sizes(path: &Path) -> Result<Value> {
+    let name = path.to_str().filter(|_| !path.exists());
+    if let Some(config) = name.and_then(stallfree_sim::built_in_config) {
+        return Ok(config);
+    }
+    if is_gguf(path) {
+        return Ok(of_config(super::open(path, WeightsFrom::Files)?.config()));
     }
     let file = if path.is_dir() { path.join("config.json") } else { path.to_owned() };
     let what = || format!("the model's configuration {} can't be read", file.display());
     let text = std::fs::read_to_string(&file).with_context(what)?;
-    let config = serde_json::from_str(&text).with_context(what)?;
-    Ok(ModelShape::from_config(&config)?)
+    serde_json::from_str(&text).with_context(what)
+}
+
+fn of_config(config: &ModelConfig) -> Value {
+    json!({
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.intermediate_size,
+        "vocab_size": config.vocab_size,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "max_position_embeddings": config.max_model_len(),
+        "sliding_window": config.sliding_window.map(|window| window.size),
+    })
 }

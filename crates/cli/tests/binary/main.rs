@@ -328,3 +328,41 @@ fn sweeps_go_on_where_they_ended_and_can_be_compared() {
     let (rate, each) = (json["capacity"].as_f64().unwrap(), json["capacity_per_gpu"].as_f64());
     assert_eq!(each, Some(rate / 2.0));
 }
+
+/// Calibrating a simulated device must find what makes its steps; a real one takes the same way but for its clock.
+#[test]
+fn a_calibration_predicts_what_it_was_fitted_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |args: &[&str]| {
+        let output = server::stallfree().args(args).current_dir(folder.path()).output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{args:?}: {errors}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let check = |model: &str, flags: &[&str], sim: &str| {
+        let device = format!("--device={sim}");
+        run(&[&["calibrate", model, &device], flags].concat());
+        let throughput = |device: &str| {
+            let load = ["--num-prompts=64", "--request-rate=4", "--input-len=M", "--output-len=S"];
+            let device = format!("--device={device}");
+            run(&[&["bench", "run", model, &device, "--run-dir=r"], &load[..], flags].concat());
+            let text = std::fs::read_to_string(folder.path().join("r/result.json")).unwrap();
+            let result: serde_json::Value = serde_json::from_str(&text).unwrap();
+            (result["output_throughput"].as_f64().unwrap(), result["p99_itl_ms"].as_f64().unwrap())
+        };
+        let (truth, fitted) = (throughput(sim), throughput("sim:calibration.json"));
+        let ratios = [fitted.0 / truth.0, fitted.1 / truth.1];
+        let is_close = |ratio: &f64| (0.93..1.07).contains(ratio);
+        assert!(ratios.iter().all(is_close), "{model}: {truth:?} became {fitted:?}");
+    };
+    check("yi-34b", &["-tp=2"], "sim:a100-80g-pcie");
+    check("llama-3-8b", &[], "sim:h100-sxm");
+
+    let model = tiny_model();
+    let flags = ["--device=cpu", "--kv-cache-memory-bytes=64M", "--repeats=1", "--output=cpu.json"];
+    let rows = "--rows=1x20,2x30,4x40,8x50";
+    let fitted = run(&[&["calibrate", model.path().to_str().unwrap(), rows], &flags[..]].concat());
+    assert!(fitted.contains("sim:cpu.json"), "{fitted}");
+    let simulated = ["--device=sim:cpu.json", "--num-prompts=5", "--input-len=50"];
+    run(&[&["bench", "run", model.path().to_str().unwrap()], &simulated[..]].concat());
+}
