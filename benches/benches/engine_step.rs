@@ -1,7 +1,7 @@
-//! What the engine itself costs a step: 1,024 sequences decode at a context of about 500, on a device that takes no time.
+//! What the engine itself costs a step: 256 or 1,024 sequences decode at a context of about 500, on a device that takes no time.
 //!
 //! `until_submit` is what the device waits for between two steps where only one batch is in flight: taking the tokens, planning,
-//! building the batch. `whole` is with telling 1,024 readers, which the device does not wait for.
+//! building the batch. `whole` is with telling the readers, which the device does not wait for.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -17,10 +17,11 @@ use stallfree_core::{
 use stallfree_engine::{Command, Engine, EngineInfo, OutputStream, output_stream};
 use stallfree_scheduler::{Planner, SchedulerConfig};
 
-const NUM_SEQS: usize = 1024;
+const NUM_SEQS: [usize; 2] = [256, 1024];
+const MAX_NUM_SEQS: usize = NUM_SEQS[1];
 const CONTEXT: usize = 500;
 const MAX_MODEL_LEN: usize = 2048;
-const KV: KvGeometry = KvGeometry { num_blocks: NUM_SEQS * MAX_MODEL_LEN / 16, block_size: 16 };
+const KV: KvGeometry = KvGeometry { num_blocks: MAX_NUM_SEQS * MAX_MODEL_LEN / 16, block_size: 16 };
 
 /// Has its output at once, and notes when it was given a batch.
 struct Instantly {
@@ -75,9 +76,9 @@ struct Loaded {
 }
 
 impl Loaded {
-    fn new() -> Self {
+    fn new(num_seqs: usize) -> Self {
         let limits = SchedulerConfig {
-            max_num_seqs: NUM_SEQS,
+            max_num_seqs: MAX_NUM_SEQS,
             max_num_batched_tokens: 8192,
             max_model_len: MAX_MODEL_LEN,
             ..SchedulerConfig::default()
@@ -94,7 +95,7 @@ impl Loaded {
         let engine = Engine::new(planner, executor, None, info);
         let mut loaded = Self { engine, streams: Vec::new(), submitted, steps_left: 1000 };
         let mut commands = Vec::new();
-        for id in 0..NUM_SEQS {
+        for id in 0..num_seqs {
             let id = SeqId(id as u64);
             let (output, stream) = output_stream(id, || ());
             loaded.streams.push(stream);
@@ -102,7 +103,7 @@ impl Loaded {
         }
         loaded.engine.step(Time::ZERO, commands);
         loaded.submitted.try_recv().expect("a first batch");
-        while loaded.engine.stats().generation_tokens < 2 * NUM_SEQS as u64 {
+        while loaded.engine.stats().generation_tokens < 2 * num_seqs as u64 {
             loaded.step();
         }
         loaded
@@ -135,25 +136,27 @@ fn request(id: u64) -> Request {
 }
 
 fn engine_step(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("engine_step_1024_running");
-    group.sampling_mode(SamplingMode::Flat);
-    for (name, part) in [("until_submit", 0), ("whole", 1)] {
-        group.bench_function(name, |bencher| {
-            bencher.iter_custom(|num_steps| {
-                let mut loaded = Loaded::new();
-                let mut total = Duration::ZERO;
-                for _ in 0..num_steps {
-                    if loaded.steps_left == 0 {
-                        loaded = Loaded::new();
+    for num_seqs in NUM_SEQS {
+        let mut group = criterion.benchmark_group(format!("engine_step_{num_seqs}_running"));
+        group.sampling_mode(SamplingMode::Flat);
+        for (name, part) in [("until_submit", 0), ("whole", 1)] {
+            group.bench_function(name, |bencher| {
+                bencher.iter_custom(|num_steps| {
+                    let mut loaded = Loaded::new(num_seqs);
+                    let mut total = Duration::ZERO;
+                    for _ in 0..num_steps {
+                        if loaded.steps_left == 0 {
+                            loaded = Loaded::new(num_seqs);
+                        }
+                        let (until_submit, whole) = loaded.step();
+                        total += [until_submit, whole][part];
                     }
-                    let (until_submit, whole) = loaded.step();
-                    total += [until_submit, whole][part];
-                }
-                total
+                    total
+                });
             });
-        });
+        }
+        group.finish();
     }
-    group.finish();
 }
 
 criterion_group!(benches, engine_step);

@@ -13,8 +13,11 @@ mod workload;
 
 pub(crate) use progress::RunProgress;
 
+use std::time::Duration;
+
 use anyhow::Result;
 use clap::{Args, Subcommand};
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::environment::Environment;
 
@@ -59,4 +62,11 @@ pub(crate) fn run(args: &BenchArgs, environment: &Environment) -> Result<()> {
         BenchCommand::Compare(args) => compare::run(args),
         BenchCommand::List(args) => list::run(args),
     }
+}
+
+/// Returns the CPU time that this process has taken.
+fn cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
+    Duration::new(seconds, u32::try_from(time.tv_nsec).unwrap_or_default())
 }

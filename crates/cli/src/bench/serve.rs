@@ -6,16 +6,16 @@ mod prompts;
 mod sender;
 
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
-use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Map, Value, json};
 use stallfree_bench::run::RunOutcome;
 use stallfree_bench::{RequestRecord, RunFolder, Summary, TableHead, Workload, date, table};
 use stallfree_tokenizer::Tokenizer;
 
+use super::cpu_time;
 use super::results::{About, ResultArgs, add_details, load_line, save};
 use super::workload::{DatasetName, WorkloadArgs, count_tokens};
 use crate::console;
@@ -323,13 +323,6 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
         .enable_all()
         .build()
         .context("the client's threads can't be started")
-}
-
-/// Returns the CPU time that this process has taken.
-fn cpu_time() -> Duration {
-    let time = clock_gettime(ClockId::ProcessCPUTime);
-    let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
-    Duration::new(seconds, u32::try_from(time.tv_nsec).unwrap_or_default())
 }
 
 /// Reads `key=value`.

@@ -10,7 +10,7 @@ use super::floor::Floor;
 
 /// What stands over the rows.
 pub(super) const HEADER: &str =
-    "row                        ms      tokens/s   floor ms  of floor  second computation";
+    "row                        ms      tokens/s   floor ms  of floor   CPU us  second computation";
 
 /// How many sequences of a decode row are computed a second time.
 const NUM_CHECKED: usize = 4;
@@ -61,7 +61,7 @@ impl Decode {
             last = Some(outcome);
         }
         windows.sort_by(|a, b| a.median.total_cmp(&b.median));
-        let Window { steps, seconds, median } = windows[windows.len() / 2];
+        let Window { steps, seconds, median, cpu_us } = windows[windows.len() / 2];
         let margin = last.map_or(Ok(f32::NAN), |outcome| second_computation(driver, &outcome))?;
         let mean = seconds / steps as f64;
         let floor = floor.map(|floor| floor.decode(batch, (context + len / 2) as f64));
@@ -73,7 +73,13 @@ impl Decode {
             format!("DIFFERS, margin {margin:.3}")
         };
         Ok(Measured {
-            line: line(&name, median, batch as f64 / median, floor, &verdict),
+            line: line(
+                &name,
+                median,
+                batch as f64 / median,
+                floor,
+                &format!("{cpu_us:>7.0}  {verdict}"),
+            ),
             json: json!({
                 "batch": batch,
                 "ctx": context,
@@ -85,6 +91,7 @@ impl Decode {
                 "wall_s": seconds,
                 "floor_ms": floor.map(|floor| floor * 1e3),
                 "of_floor": floor.map(|floor| floor / median),
+                "cpu_us_step": cpu_us,
                 "worst_margin": margin,
             }),
             is_sound,
@@ -98,6 +105,8 @@ struct Window {
     seconds: f64,
     /// The median time from one step to the next.
     median: f64,
+    /// Microseconds of CPU time a step, of all threads and all steps.
+    cpu_us: f64,
 }
 
 impl Window {
@@ -114,6 +123,7 @@ impl Window {
             steps: gaps.len().max(1),
             seconds: gaps.iter().sum(),
             median: gaps.get(gaps.len() / 2).copied().unwrap_or(f64::NAN),
+            cpu_us: outcome.cpu_time.as_secs_f64() * 1e6 / outcome.steps.len().max(1) as f64,
         }
     }
 }
@@ -222,7 +232,7 @@ impl Mix {
         let name = format!("mix of {}", self.num_requests);
         let made = format!("{:.0} of these produced", outputs as f64 / seconds);
         Ok(Measured {
-            line: line(&name, seconds, total, None, &made),
+            line: line(&name, seconds, total, None, &format!("{:>7}  {made}", "")),
             json: json!({
                 "n": self.num_requests,
                 "in_tokens": inputs,
