@@ -5,15 +5,13 @@
 
 use std::hint::black_box;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, SamplingMode, criterion_group, criterion_main};
-use stallfree_core::{
-    Batch, Executor, ExecutorError, KvGeometry, Request, SampledToken, SamplingParams, SeqId,
-    StepOutput, StopRules, Time,
-};
+use stallfree_benches::Instantly;
+use stallfree_core::{Executor as _, Request, SamplingParams, SeqId, StopRules, Time};
 use stallfree_engine::{Command, Engine, EngineInfo, OutputStream, output_stream};
 use stallfree_scheduler::{Planner, SchedulerConfig};
 
@@ -21,51 +19,6 @@ const NUM_SEQS: [usize; 2] = [256, 1024];
 const MAX_NUM_SEQS: usize = NUM_SEQS[1];
 const CONTEXT: usize = 500;
 const MAX_MODEL_LEN: usize = 2048;
-const KV: KvGeometry = KvGeometry { num_blocks: MAX_NUM_SEQS * MAX_MODEL_LEN / 16, block_size: 16 };
-
-/// Has its output at once, and notes when it was given a batch.
-struct Instantly {
-    outputs: Vec<StepOutput>,
-    submitted: SyncSender<Instant>,
-}
-
-impl Executor for Instantly {
-    fn kv_geometry(&self) -> KvGeometry {
-        KV
-    }
-
-    fn max_in_flight(&self) -> usize {
-        1
-    }
-
-    #[expect(clippy::disallowed_methods, reason = "a benchmark measures real time")]
-    fn submit(&mut self, batch: Batch, _: Time) {
-        self.submitted.try_send(Instant::now()).expect("the last moment was taken");
-        let sampled = batch.chunks.iter().filter(|chunk| chunk.sample.is_some());
-        let token = |chunk: &stallfree_core::Chunk| SampledToken {
-            seq: chunk.seq,
-            token: 7,
-            logprobs: Vec::new(),
-        };
-        let tokens = sampled.map(token).collect();
-        self.outputs.push(StepOutput { tokens, ..StepOutput::default() });
-        black_box(batch);
-    }
-
-    fn collect(&mut self, _: Time) -> Result<Option<StepOutput>, ExecutorError> {
-        Ok(self.outputs.pop())
-    }
-
-    fn ready_at(&self) -> Option<Time> {
-        Some(Time::ZERO)
-    }
-
-    fn set_waker(&mut self, _: Waker) {}
-
-    fn predict(&self, _: &Batch) -> Duration {
-        Duration::ZERO
-    }
-}
 
 /// An engine all of whose sequences decode.
 struct Loaded {
@@ -83,16 +36,17 @@ impl Loaded {
             max_model_len: MAX_MODEL_LEN,
             ..SchedulerConfig::default()
         };
+        let (sender, submitted) = sync_channel(1);
+        let executor = Instantly::new(MAX_NUM_SEQS * MAX_MODEL_LEN, Some(sender));
+        let kv = executor.kv_geometry();
         let info = EngineInfo {
             scheduler: "sarathi".to_owned(),
             max_model_len: MAX_MODEL_LEN,
-            kv: KV,
+            kv,
             enable_prefix_caching: true,
         };
-        let (sender, submitted) = sync_channel(1);
-        let executor = Box::new(Instantly { outputs: Vec::new(), submitted: sender });
-        let planner = Planner::new(limits, KV, "sarathi").expect("limits that work");
-        let engine = Engine::new(planner, executor, None, info);
+        let planner = Planner::new(limits, kv, "sarathi").expect("limits that work");
+        let engine = Engine::new(planner, Box::new(executor), None, info);
         let mut loaded = Self { engine, streams: Vec::new(), submitted, steps_left: 1000 };
         let mut commands = Vec::new();
         for id in 0..num_seqs {

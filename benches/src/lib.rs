@@ -1,1 +1,7 @@
-//! Criterion benches.
+//! What the criterion benches share.
+
+mod executor;
+mod vocabulary;
+
+pub use executor::Instantly;
+pub use vocabulary::{FIRST_WORD, byte_token, tokenizer};

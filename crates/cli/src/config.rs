@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use stallfree_kernels::cpu::{CpuConfig, KvType};
 use stallfree_models::DtypeChoice;
 use stallfree_scheduler::{Ordering, Registry, SchedulerConfig};
@@ -81,6 +81,14 @@ impl DeviceConfig {
         match self {
             Self::Cpu(_) | Self::Cuda(_) => false,
             Self::Sim(_) => true,
+        }
+    }
+
+    /// Returns what step times are predicted from; null where they are not predicted.
+    pub(crate) fn simulation(&self) -> Value {
+        match self {
+            Self::Cpu(_) | Self::Cuda(_) => Value::Null,
+            Self::Sim(sim) => json!({ "gpu": sim.gpu, "factors": sim.factors }),
         }
     }
 

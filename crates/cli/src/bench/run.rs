@@ -245,6 +245,9 @@ fn settings(
         ("enable_prefix_caching", json!(limits.enable_prefix_caching)),
         ("num_gpu_blocks", json!(built.worker.kv.num_blocks)),
         ("block_size", json!(built.worker.kv.block_size)),
+        ("tensor_parallel_size", json!(args.engine.cache.tensor_parallel_size)),
+        ("pipeline_parallel_size", json!(args.engine.cache.pipeline_parallel_size)),
+        ("simulation", config.device.simulation()),
         ("dataset", json!(format!("{:?}", args.workload.dataset()).to_lowercase())),
         ("seed", json!(args.workload.seed)),
     ];

@@ -216,6 +216,14 @@ pub(crate) fn execute(args: &ServeBenchArgs, what: &str) -> Result<Ran> {
     Ok(Ran { about, outcome: RunOutcome { requests, ..RunOutcome::default() }, summary, cpu_time })
 }
 
+/// Returns whether the server answers now.
+///
+/// # Errors
+/// A flag can't work.
+pub(crate) fn is_ready(args: &ServeBenchArgs) -> Result<bool> {
+    Ok(runtime()?.block_on(Client::new(&args.server)?.is_ready()))
+}
+
 fn about(
     args: &ServeBenchArgs,
     workload: &Workload,
@@ -299,7 +307,7 @@ impl Backend {
 
 impl ServerArgs {
     /// Returns the address, without a path.
-    fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         let url = self.base_url.clone();
         let url = url.unwrap_or_else(|| format!("http://{}:{}", self.host, self.port));
         url.trim_end_matches('/').to_owned()
@@ -317,9 +325,13 @@ impl SamplingArgs {
     }
 }
 
+/// Requests that are due must not queue behind thousands of streams that have something to read: few events are taken at a time, so
+/// that queues stay short, and what comes from the sender's thread is looked for often.
 fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .thread_name("stallfree-bench")
+        .max_io_events_per_tick(64)
+        .global_queue_interval(8)
         .enable_all()
         .build()
         .context("the client's threads can't be started")

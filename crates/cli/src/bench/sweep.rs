@@ -2,6 +2,7 @@
 
 mod plan;
 mod report;
+mod server;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use crate::console;
 use crate::environment::Environment;
 pub(crate) use plan::Target;
 use plan::{Plan, Point};
+use server::Server;
 
 /// The flags of `bench sweep`.
 #[derive(Clone, Debug, Args)]
@@ -32,6 +34,9 @@ pub(crate) struct SweepArgs {
     /// What each combination is given to [default: run]
     #[arg(long, value_enum)]
     pub(crate) target: Option<Target>,
+    /// Start this server for the runs, and stop it after them; runs are bench serve's then
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) serve_cmd: Option<String>,
     /// The sweep's name [default: the file's, or sweep]
     #[arg(long)]
     pub(crate) name: Option<String>,
@@ -65,19 +70,29 @@ pub(crate) fn run(args: &SweepArgs, environment: &Environment) -> Result<()> {
     for point in &points {
         point.parse()?;
     }
-    run_missing(&points, &folder, environment)?;
+    run_missing(&plan, &points, &folder, environment)?;
     let results = points.iter().map(|point| Ok((point, stored(point, &folder)?)));
     report::write(&plan, &results.collect::<Result<Vec<_>>>()?, &folder)?;
     console::note(format_args!("Results: {}", folder.display()));
     Ok(())
 }
 
-fn run_missing(points: &[Point], folder: &Path, environment: &Environment) -> Result<()> {
+fn run_missing(
+    plan: &Plan,
+    points: &[Point],
+    folder: &Path,
+    environment: &Environment,
+) -> Result<()> {
     let missing: Vec<&Point> = points.iter().filter(|point| !point.is_done(folder)).collect();
     if missing.len() < points.len() {
         let done = points.len() - missing.len();
         console::note(format_args!("{done} of {} runs are there already", points.len()));
     }
+    let Some(first) = missing.first() else { return Ok(()) };
+    let mut server = match (&plan.serve_cmd, first.parse()?) {
+        (Some(command), BenchCommand::Serve(args)) => Some(Server::start(command, &args, folder)?),
+        _ => None,
+    };
     let clock = WallClock::start();
     for (index, point) in missing.iter().enumerate() {
         let left = match index {
@@ -90,6 +105,7 @@ fn run_missing(points: &[Point], folder: &Path, environment: &Environment) -> Re
         };
         let what = format!("[{}/{}{left}] {}", index + 1, missing.len(), point.title());
         point.run(&folder.join(point.folder()), &what, environment)?;
+        server.as_mut().map_or(Ok(()), Server::check)?;
     }
     Ok(())
 }

@@ -28,7 +28,7 @@ pub(crate) struct WorkloadArgs {
     #[arg(long, value_name = "LENGTHS")]
     pub(crate) input_len: Option<Lengths>,
     /// Output lengths, in the same notation; replaces a trace's
-    #[arg(long, value_name = "LENGTHS")]
+    #[arg(long, value_name = "LENGTHS", alias = "sharegpt-output-len")]
     pub(crate) output_len: Option<Lengths>,
     /// Mean prompt length of the random data set
     #[arg(long, value_name = "N", default_value_t = 1024)]

@@ -329,6 +329,35 @@ fn sweeps_go_on_where_they_ended_and_can_be_compared() {
     assert_eq!(each, Some(rate / 2.0));
 }
 
+#[test]
+fn a_sweep_starts_and_stops_its_server() {
+    let (model, folder) = (tiny_model(), tempfile::tempdir().unwrap());
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let binary = env!("CARGO_BIN_EXE_stallfree");
+    let sweep = |command: &str| {
+        let output = server::stallfree()
+            .args(["bench", "sweep", "--vary=max-concurrency=1,2", "--serve-cmd", command, "--"])
+            .args([&format!("--port={port}"), "--num-prompts=3", "--random-input-len=20"])
+            .args(["--random-output-len=5"])
+            .current_dir(folder.path())
+            .output()
+            .unwrap();
+        (String::from_utf8_lossy(&output.stderr).into_owned(), output.status.success())
+    };
+    let (errors, done) = sweep("echo no such model; exit 3");
+    assert!(!done && errors.contains("exit status: 3"), "{errors}");
+    let log = std::fs::read_to_string(folder.path().join("results/sweeps/sweep/server.log"));
+    assert_eq!(log.unwrap(), "no such model\n");
+
+    let model = model.path().display();
+    let limits = "--device cpu --kv-cache-memory-bytes 64M --max-num-batched-tokens 256";
+    // In the background of its shell: all of the group is stopped.
+    let (errors, done) = sweep(&format!("{binary} serve {model} --port {port} {limits} & wait"));
+    assert!(done, "{errors}");
+    assert!(folder.path().join("results/sweeps/sweep/max-concurrency=2/result.json").is_file());
+    std::net::TcpStream::connect(("127.0.0.1", port)).expect_err("the server is gone");
+}
+
 /// Calibrating a simulated device must find what makes its steps; a real one takes the same way but for its clock.
 #[test]
 fn a_calibration_predicts_what_it_was_fitted_to() {

@@ -80,7 +80,7 @@ impl Client {
     /// It does not answer in time.
     pub(super) async fn wait_until_ready(&self, seconds: u64) -> Result<()> {
         let ready = async {
-            while self.get("/v1/models").await.is_err() {
+            while !self.is_ready().await {
                 tokio::time::sleep(READY_EVERY).await;
             }
         };
@@ -90,6 +90,11 @@ impl Client {
                 .await
                 .map_err(|_| anyhow!("{} was not ready within {seconds} s", self.base)),
         }
+    }
+
+    /// Returns whether the server answers.
+    pub(super) async fn is_ready(&self) -> bool {
+        self.get("/v1/models").await.is_ok()
     }
 
     /// Returns the first model that the server lists.

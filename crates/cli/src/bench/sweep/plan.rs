@@ -28,6 +28,8 @@ pub(crate) enum Target {
 pub(super) struct Plan {
     pub(super) name: String,
     target: Target,
+    /// What starts the server that is measured, where it is not there already.
+    pub(super) serve_cmd: Option<String>,
     /// Flags of all runs, as they are typed.
     flags: Vec<String>,
     variants: Vec<Variant>,
@@ -44,11 +46,12 @@ struct Variant {
 
 /// A plan's file.
 #[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct File {
     name: Option<String>,
     #[serde(default)]
     target: Target,
+    serve_cmd: Option<String>,
     #[serde(default)]
     flags: BTreeMap<String, Value>,
     #[serde(default)]
@@ -96,8 +99,13 @@ impl Plan {
         let mut flags = typed(&file.flags)?;
         flags.extend(args.flags.iter().cloned());
         let variants = file.variants.iter().map(Variant::read).collect::<Result<Vec<_>>>()?;
-        let target = args.target.unwrap_or(file.target);
-        Ok(Self { name: name.unwrap_or_else(|| "sweep".to_owned()), target, flags, variants, axes })
+        let serve_cmd = args.serve_cmd.clone().or(file.serve_cmd);
+        let target = match &serve_cmd {
+            Some(_) => Target::Serve,
+            None => args.target.unwrap_or(file.target),
+        };
+        let name = name.unwrap_or_else(|| "sweep".to_owned());
+        Ok(Self { name, target, serve_cmd, flags, variants, axes })
     }
 
     /// Returns every combination: variants outside, then the flags in their order.

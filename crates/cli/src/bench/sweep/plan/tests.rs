@@ -8,6 +8,7 @@ fn plan(toml: &str, vary: &[&str], flags: &[&str]) -> Result<Plan> {
         plan: Some(path),
         vary: vary.iter().map(|&text| text.to_owned()).collect(),
         target: None,
+        serve_cmd: None,
         name: None,
         sweep_dir: None,
         dry_run: false,
@@ -74,6 +75,15 @@ fn flags_alone_make_a_sweep() {
     assert_eq!(points[5].folder(), "scheduler=vllm_request-rate=4");
     assert_eq!(points[5].group(), "vllm");
     assert_eq!((plan.settings().collect::<Vec<_>>(), plan.has_rates()), (vec!["scheduler"], true));
+}
+
+#[test]
+fn a_server_of_its_own_is_measured_over_http() {
+    let toml = "serve-cmd = \"stallfree serve m\"\n[vary]\nrequest-rate = [1]";
+    let plan = plan(toml, &[], &["--num-prompts=3"]).unwrap();
+    assert_eq!(plan.serve_cmd.as_deref(), Some("stallfree serve m"));
+    let expected = "stallfree bench serve --num-prompts=3 --request-rate=1";
+    assert_eq!(plan.points().unwrap()[0].command_line(), expected);
 }
 
 #[test]
