@@ -16,7 +16,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::bench::BenchArgs;
 use crate::calibrate::CalibrateArgs;
 
-pub(crate) use number::Auto;
+pub(crate) use number::{Auto, positive};
 pub(crate) use serve::{
     CacheArgs, DeviceKind, Dtype, EngineArgs, Kernels, LoadFormat, ModelArgs, SchedulerArgs,
     SchedulingPolicy, ServeArgs, ServerArgs,

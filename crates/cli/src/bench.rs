@@ -2,6 +2,7 @@
 
 mod capacity;
 mod compare;
+mod experiment;
 mod list;
 mod progress;
 mod results;
@@ -44,6 +45,8 @@ pub(crate) enum BenchCommand {
     Capacity(Box<capacity::CapacityArgs>),
     /// Compare deployments: requests within their objectives, by rate per GPU
     Compare(compare::CompareArgs),
+    /// Repeat an experiment of the papers: one command, tables and charts
+    Experiment(Box<experiment::ExperimentArgs>),
     /// List results, newest first
     List(list::ListArgs),
 }
@@ -60,6 +63,7 @@ pub(crate) fn run(args: &BenchArgs, environment: &Environment) -> Result<()> {
         BenchCommand::Sweep(args) => sweep::run(args, environment),
         BenchCommand::Capacity(args) => capacity::run(args, environment),
         BenchCommand::Compare(args) => compare::run(args),
+        BenchCommand::Experiment(args) => experiment::run(args, environment),
         BenchCommand::List(args) => list::run(args),
     }
 }

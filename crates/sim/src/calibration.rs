@@ -24,9 +24,9 @@ pub struct Factors {
     pub collective: f64,
     /// What the host needs for a layer, in seconds: launching its kernels. It shows only where the device is faster.
     pub layer_s: f64,
-    /// What the host needs for a sequence of a step, in seconds. It shows only where the device is faster.
+    /// What the last stage's host needs for a token that is sampled, in seconds. It shows only where the device is faster.
     pub seq_s: f64,
-    /// What a step takes on top, in seconds, whichever of the two is faster.
+    /// What a stage takes on top for a step, in seconds, whichever of the two is faster.
     pub step_s: f64,
 }
 

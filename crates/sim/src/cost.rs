@@ -1,8 +1,8 @@
 //! How long a step takes: a roofline for each operator.
 //!
 //! An operator takes the longer of its arithmetic at the device's rate and its bytes at the memory's; operators follow each other.
-//! The host prepares and launches while the device computes: a stage takes as long as the slower of the two, and what neither
-//! hides. (Williams et al., Roofline, CACM 2009; the operators and
+//! The host prepares and launches while the device computes, and the last stage's has each sampled token to see to: a stage takes as
+//! long as the slower of the two, and what neither hides. (Williams et al., Roofline, CACM 2009; the operators and
 //! their split over ranks are those of Shoeybi et al., Megatron-LM, 2019.)
 
 use std::time::Duration;
@@ -178,8 +178,8 @@ impl CostModel {
         let head = if is_last { self.head(load) } else { 0.0 };
         let send = if is_last { 0.0 } else { self.send(load.num_tokens as f64) };
         let device = layer.mul_add(num_layers, head);
-        let host =
-            self.factors.layer_s.mul_add(num_layers, self.factors.seq_s * load.num_seqs as f64);
+        let samples = if is_last { load.num_samples as f64 } else { 0.0 };
+        let host = self.factors.layer_s.mul_add(num_layers, self.factors.seq_s * samples);
         device.max(host) + self.factors.step_s + send
     }
 

@@ -52,7 +52,7 @@ const fn link(gpus: usize, gb_per_s: f64, latency_us: f64) -> Link {
 }
 
 /// NVLink, PCIe 4.0 x16 in one machine, Ethernet of 100 Gbit/s and InfiniBand between machines.
-const PCIE: Link = link(8, 25.0, 20.0);
+const PCIE: Link = link(8, 31.5, 20.0);
 const ETHERNET: Link = link(usize::MAX, 12.5, 50.0);
 const INFINIBAND: Link = link(usize::MAX, 50.0, 20.0);
 

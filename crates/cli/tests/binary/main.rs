@@ -1,5 +1,6 @@
 //! The binary as a user starts it, with a tiny model.
 
+mod experiments;
 mod server;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};

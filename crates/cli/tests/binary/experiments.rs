@@ -1,0 +1,85 @@
+//! The committed experiments: that their command gives them again, and that they are as near to the papers as promised.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+fn committed(experiment: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../benches/experiments").join(experiment)
+}
+
+/// The last digits may differ where another libm rounds.
+#[test]
+fn experiments_repeat() {
+    for name in ["generation_stalls", "high_tail_latency", "schedule"] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = super::server::stallfree();
+        command.args(["bench", "experiment", name, "--output"]).arg(folder.path());
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let read = |folder: &Path| std::fs::read_to_string(folder.join("summary.csv")).unwrap();
+        let (ours, theirs) = (read(folder.path()), read(&committed(name)));
+        assert_eq!(ours.lines().count(), theirs.lines().count(), "{name}: {ours}");
+        for (ours, theirs) in ours.lines().zip(theirs.lines()) {
+            for (ours, theirs) in ours.split(',').zip(theirs.split(',')) {
+                let close = match (ours.parse::<f64>(), theirs.parse::<f64>()) {
+                    (Ok(ours), Ok(theirs)) => (ours - theirs).abs() <= 0.01 * theirs.abs().max(0.1),
+                    _ => ours == theirs,
+                };
+                assert!(close, "{name}: {ours}, but {theirs} is committed");
+            }
+        }
+        let plots = folder.path().join("runs/yi-34b-tp2-pp1");
+        let runs = std::fs::read_dir(plots).unwrap().count();
+        assert!(runs >= 6, "{name}: records of {runs} policies");
+    }
+}
+
+/// Returns a column of the committed summary, by the row's first cells.
+fn column(experiment: &str, num_keys: usize, name: &str) -> BTreeMap<String, f64> {
+    let path = committed(experiment).join("summary.csv");
+    let text = std::fs::read_to_string(path).expect("it is committed");
+    let mut lines = text.lines().map(|line| line.split(',').collect::<Vec<_>>());
+    let mut names = lines.next().expect("a head").into_iter();
+    let place = names.position(|column| column == name).expect("the column");
+    let value = |cells: &[&str]| cells[place].parse().expect("a number");
+    lines.map(|cells| (cells[..num_keys].join(" "), value(&cells))).collect()
+}
+
+fn within(what: &str, value: f64, low: f64, high: f64) {
+    assert!((low..=high).contains(&value), "{what}: {value} is not from {low} to {high}");
+}
+
+/// Sarathi-Serve's figure 1a: the vLLM policy is silent for 65 s, takes 1.12 times as long, and stalls for seconds.
+#[test]
+fn generation_stalls_are_the_papers() {
+    let of = |name: &str| column("generation_stalls", 1, name);
+    within("silence", of("silence_s")["vllm"], 65.0 * 0.8, 65.0 * 1.2);
+    within("makespan", of("makespan_over_sarathi")["vllm"], 1.07, 1.17);
+    within("longest plateau", of("longest_plateau_s")["vllm"], 2.0, 10.0);
+    within("plateaus of sarathi", of("plateaus_over_1s")["sarathi"], 0.0, 0.0);
+    within("plateaus of vllm", of("plateaus_over_1s")["vllm"], 20.0, 1000.0);
+    let makespan = of("makespan_s");
+    for (faster, slower) in [
+        ("sarathi", "vllm"),
+        ("sarathi", "chunked"),
+        ("vllm", "orca"),
+        ("orca", "fastertransformer"),
+    ] {
+        assert!(makespan[faster] < makespan[slower], "{faster} before {slower}");
+    }
+}
+
+/// Figure 1b: Sarathi's P99 time between tokens is flat at 0.30 to 0.35 s, that of vLLM grows to 1.3 or 1.4 s.
+#[test]
+fn tail_latency_is_the_papers() {
+    let p99 = column("high_tail_latency", 2, "p99_tbt_s");
+    for rate in ["0.55", "0.7", "1"] {
+        let of = |policy: &str| p99[&format!("{policy} {rate}")];
+        within("sarathi", of("sarathi"), 0.30 * 0.75, 0.35 * 1.25);
+        assert!(of("sarathi") < of("chunked") && of("chunked") < of("orca"), "{rate}");
+        assert!(of("orca") < of("vllm"), "{rate}");
+    }
+    within("sarathi's growth", p99["sarathi 1"] / p99["sarathi 0.55"], 0.9, 1.1);
+    within("vllm", p99["vllm 1"], 1.3 * 0.75, 1.4 * 1.25);
+    within("vllm's growth", p99["vllm 1"] / p99["vllm 0.55"], 1.2, 10.0);
+}
