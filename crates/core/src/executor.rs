@@ -3,7 +3,7 @@
 use std::task::Waker;
 use std::time::Duration;
 
-use crate::{Batch, BatchId, SeqId, Time, TokenId};
+use crate::{Batch, BatchId, KvFetch, SeqId, Time, TokenId};
 
 /// Computes batches: real (CPU, CUDA, several ranks), simulated, or a mock.
 ///
@@ -27,11 +27,25 @@ pub trait Executor: Send {
     /// A failed executor is lost with everything in flight; it is not retried.
     fn collect(&mut self, now: Time) -> Result<Option<StepOutput>, ExecutorError>;
 
-    /// Returns when the oldest batch in flight completes, where that is known ahead: virtual time jumps there. Real executors
-    /// return `None` and wake the waker.
+    /// Starts to fetch KV from another instance, beside the batches; never blocks. The blocks that it fills are in no batch
+    /// until [`fetched`](Self::fetched) has named the sequence.
+    ///
+    /// # Errors
+    /// Why it cannot even be tried. By default, because this executor knows no others.
+    fn fetch(&mut self, fetch: KvFetch, _now: Time) -> Result<(), String> {
+        Err(format!("this executor cannot fetch KV from instance {}", fetch.lease.instance))
+    }
+
+    /// Returns the fetches that have ended by `now`, each once, with what went wrong if something did.
+    fn fetched(&mut self, _now: Time) -> Vec<(SeqId, Result<(), String>)> {
+        Vec::new()
+    }
+
+    /// Returns when the oldest batch in flight completes, or a fetch if that is earlier, where that is known ahead: virtual
+    /// time jumps there. Real executors return `None` and wake the waker.
     fn ready_at(&self) -> Option<Time>;
 
-    /// Sets who is woken when an output becomes ready.
+    /// Sets who is woken when an output becomes ready, or a fetch has ended.
     fn set_waker(&mut self, waker: Waker);
 
     /// Returns about how long `batch` takes; a step far over it counts as hung.

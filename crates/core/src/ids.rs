@@ -35,6 +35,10 @@ id! {
     /// A batch's number, counted from 0 in the order of submission.
     BatchId(u64)
 }
+id! {
+    /// An instance's number: its place in the deployment.
+    InstanceId(u32)
+}
 
 /// A map by sequence, quick enough to be asked for every sequence in every step.
 pub type SeqMap<V> = HashMap<SeqId, V, BuildHasherDefault<SeqIdHasher>>;

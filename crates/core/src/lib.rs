@@ -8,12 +8,14 @@ mod batch;
 mod clock;
 mod executor;
 mod ids;
+mod kv_transfer;
 mod request;
 mod sampling;
 
 pub use batch::{Batch, Chunk, History, PENDING_TOKEN, PromptLogprobs, SampleSpec};
 pub use clock::{Clock, Time, WallClock};
 pub use executor::{Executor, ExecutorError, KvGeometry, SampledToken, StepOutput, TokenLogprob};
-pub use ids::{BatchId, BlockId, SeqId, SeqIdHasher, SeqMap, TokenId};
+pub use ids::{BatchId, BlockId, InstanceId, SeqId, SeqIdHasher, SeqMap, TokenId};
+pub use kv_transfer::{KvFetch, KvLease, LeaseBook};
 pub use request::{FinishReason, Request, StopRules};
 pub use sampling::SamplingParams;

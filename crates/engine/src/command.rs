@@ -2,7 +2,7 @@
 
 use stallfree_core::{Request, SeqId, Time};
 
-use crate::OutputSender;
+use crate::{HandedOver, OutputSender};
 
 /// What the outside asks of an engine.
 #[derive(Debug)]
@@ -18,8 +18,28 @@ pub enum Command {
         /// Where its output goes.
         output: OutputSender,
     },
+    /// Run a sequence, also one that another engine has begun.
+    Resume {
+        /// The sequence.
+        seq: Box<HandedOver>,
+        /// How far to run it.
+        until: Until,
+    },
     /// End a sequence; without effect if it has ended.
     Cancel(SeqId),
+    /// Free what was kept of a sequence; without effect if it was freed before.
+    Release(SeqId),
+    /// Go on keeping what is kept of these sequences.
+    Renew(Vec<SeqId>),
+}
+
+/// How far an engine runs a sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Until {
+    /// To its end.
+    End,
+    /// To its next token: then others take it on, unless that was its last.
+    NextToken,
 }
 
 /// When an engine wants its next step. New commands are always a reason.

@@ -18,17 +18,20 @@ use stallfree_scheduler::{Plan, Planner, Sequence};
 
 use crate::batch_builder::BatchBuilder;
 use crate::record::{InFlight, observe};
-use crate::state::{News, SeqState};
+use crate::state::{After, News, SeqState};
 use crate::vocabulary::Vocabulary;
-use crate::{Command, EngineInfo, EngineStats, OutputSender, OutputToken, StepObserver, Wake};
+use crate::{
+    Command, EngineInfo, EngineStats, HandedOver, Membership, OutputToken, StepObserver, Until,
+    Wake,
+};
 
 /// Runs sequences on an executor in the order that a policy chooses.
 pub struct Engine {
-    planner: Planner,
-    executor: Box<dyn Executor>,
+    pub(crate) planner: Planner,
+    pub(crate) executor: Box<dyn Executor>,
     builder: BatchBuilder,
     info: EngineInfo,
-    seqs: SeqMap<SeqState>,
+    pub(crate) seqs: SeqMap<SeqState>,
     in_flight: VecDeque<InFlight>,
     /// What collected outputs have for readers; passed on once the device has its next batch.
     news: Vec<(SeqId, News)>,
@@ -39,6 +42,10 @@ pub struct Engine {
     last_collected: Time,
     was_idle: bool,
     dead: Option<String>,
+    /// Absent if it is alone.
+    pub(crate) membership: Option<Membership>,
+    /// Until when the KV of sequences that left is kept, unless it is fetched earlier.
+    pub(crate) leases: SeqMap<Time>,
 }
 
 impl Engine {
@@ -66,6 +73,8 @@ impl Engine {
             last_collected: Time::ZERO,
             was_idle: true,
             dead: None,
+            membership: None,
+            leases: SeqMap::default(),
         }
     }
 
@@ -87,34 +96,48 @@ impl Engine {
         for command in inbox {
             match command {
                 Command::Add { id, request, arrived, output } => {
-                    self.add(id, request, arrived, output);
+                    self.resume(HandedOver::new(id, request, arrived, output), Until::End);
                 }
+                Command::Resume { seq, until } => self.resume(*seq, until),
                 Command::Cancel(seq) => self.end(seq, None, FinishReason::Abort, now),
+                Command::Release(seq) => self.release(seq),
+                Command::Renew(seqs) => self.renew(&seqs, now),
             }
         }
+        self.end_leases(now);
     }
 
-    fn add(&mut self, id: SeqId, request: Request, arrived: Time, output: OutputSender) {
-        if let Some(reason) = &self.dead {
-            return output.fail(reason);
+    /// Lets a sequence wait for its turn; one that others began goes on where it was.
+    fn resume(&mut self, seq: HandedOver, until: Until) {
+        if let Some(reason) = self.dead.clone() {
+            return self.refuse(seq, &reason);
         }
+        let HandedOver { id, request, arrived, output_tokens, kv, output, progress } = seq;
+        let kv = self.reclaim(kv);
         if let Err(error) = self.vocabulary().check(&request.prompt) {
             return output.fail(&error.to_string());
         }
         let Request { prompt, sampling, stop, priority } = request;
         let max_total_len = prompt.len().saturating_add(stop.max_tokens);
         let mut seq = Sequence::new(id, prompt, max_total_len, priority, arrived);
+        seq.tokens.extend(output_tokens);
+        seq.kv = kv;
+        if until == Until::NextToken {
+            seq.max_total_len = max_total_len.min(seq.tokens.len() + 1);
+        }
         // Tokens found in the cache are not computed, so nothing would know their logprobs.
         seq.reads_prefix_cache = sampling.prompt_logprobs.is_none();
         match self.planner.add(seq) {
             Ok(()) => {
-                self.seqs.insert(id, SeqState::new(sampling, stop, output, arrived));
+                let state = SeqState::new(sampling, stop, output, (progress, until));
+                self.seqs.insert(id, state);
             }
             Err(error) => output.fail(&error.to_string()),
         }
     }
 
     fn collect(&mut self, now: Time) {
+        self.end_fetches(now);
         while !self.in_flight.is_empty() {
             match self.executor.collect(now) {
                 Ok(Some(output)) => self.complete(output, now),
@@ -159,12 +182,16 @@ impl Engine {
             self.news.push((id, News::Token(token)));
             return;
         };
-        self.end(id, Some(token), reason, now);
+        match self.depart(id, reason, now) {
+            Some(departure) => self.news.push((id, News::HandOver(token, departure))),
+            None => self.end(id, Some(token), reason, now),
+        }
     }
 
     /// Ends a sequence, whose blocks are free from now on.
     fn end(&mut self, id: SeqId, last: Option<OutputToken>, reason: FinishReason, now: Time) {
         let Some(seq) = self.planner.finish(id) else { return };
+        self.let_go(&seq);
         let Some(state) = self.seqs.get_mut(&id) else { return };
         self.num_finished += 1;
         self.news.push((id, News::Last(last, state.finish(&seq, reason, now))));
@@ -172,6 +199,7 @@ impl Engine {
 
     /// Plans and submits until the executor has all the batches that it takes, or there is nothing to compute.
     fn schedule(&mut self, now: Time) {
+        self.start_fetches(now);
         while self.in_flight.len() < self.executor.max_in_flight() {
             let plan = self.planner.schedule(now);
             self.log_preemptions(&plan);
@@ -186,7 +214,8 @@ impl Engine {
             let observed = self.observer.is_some().then(|| observe(&plan, &self.planner));
             self.in_flight.push_back(InFlight { id, plan, submitted: now, predicted, observed });
         }
-        if self.in_flight.is_empty() && !self.planner.is_idle() {
+        let waits = self.planner.is_idle() || self.planner.awaits_others();
+        if self.in_flight.is_empty() && !waits {
             let load = self.planner.load();
             self.fail(&format!(
                 "scheduler `{}` plans nothing, with nothing in flight, {} sequences running and {} waiting",
@@ -204,22 +233,31 @@ impl Engine {
     }
 
     fn emit(&mut self) {
-        for (id, news) in self.news.drain(..) {
-            let is_last = matches!(news, News::Last(..));
-            if let Some(state) = self.seqs.get_mut(&id) {
-                state.emit(news);
-            }
-            if is_last {
-                self.seqs.remove(&id);
+        for (id, news) in std::mem::take(&mut self.news) {
+            let Some(state) = self.seqs.get_mut(&id) else { continue };
+            match state.emit(news) {
+                After::GoesOn => {}
+                After::Leaves(departure) => self.leave(*departure),
+                After::Ended => {
+                    self.seqs.remove(&id);
+                    if let Some(membership) = &mut self.membership {
+                        membership.peers.ended(id);
+                    }
+                }
             }
         }
     }
 
     fn wake(&self) -> Wake {
-        if self.in_flight.is_empty() {
-            return Wake::Idle;
+        let lease_ends = self.leases.values().min().copied();
+        let is_busy = !self.in_flight.is_empty() || self.planner.awaits_fetches();
+        match (is_busy, self.executor.ready_at(), lease_ends) {
+            (true, Some(ready), Some(ends)) => Wake::At(ready.min(ends)),
+            (true, Some(ready), None) => Wake::At(ready),
+            (true, None, _) => Wake::Output,
+            (false, _, Some(ends)) => Wake::At(ends),
+            (false, _, None) => Wake::Idle,
         }
-        self.executor.ready_at().map_or(Wake::Output, Wake::At)
     }
 
     /// Ends every sequence with an error, because the engine is lost; it takes no more. What was in flight is forgotten.
@@ -232,10 +270,19 @@ impl Engine {
     pub(crate) fn shut_down(&mut self, reason: &str) {
         self.dead = Some(reason.to_owned());
         self.in_flight.clear();
-        self.news.clear();
-        for (id, state) in self.seqs.drain() {
-            self.planner.abort(id);
-            state.output.fail(reason);
+        // Readers get all tokens that others are to go on from.
+        self.emit();
+        for (id, state) in std::mem::take(&mut self.seqs) {
+            let seq = self.planner.abort(id);
+            match (seq, &mut self.membership) {
+                (Some(seq), Some(membership)) => {
+                    if let Some(lease) = &seq.kv {
+                        membership.peers.release(lease);
+                    }
+                    membership.peers.take(state.hand_over(seq, None), Some(reason));
+                }
+                _ => state.output.fail(reason),
+            }
         }
         self.refresh_stats();
     }

@@ -7,6 +7,7 @@
 mod batch_builder;
 mod command;
 mod engine;
+mod hand_over;
 mod handle;
 mod heartbeat;
 mod output;
@@ -16,8 +17,9 @@ mod state;
 mod threaded;
 mod vocabulary;
 
-pub use command::{Command, Wake};
+pub use command::{Command, Until, Wake};
 pub use engine::Engine;
+pub use hand_over::{HandedOver, LEASE, Membership, Peers, Progress};
 pub use handle::{
     Admission, EngineHandle, EngineInfo, EngineStats, Finished, Health, OutputToken, SeqOutput,
     SeqTimes, StepChunk, StepObserver, StepRecord, SubmitError,

@@ -6,11 +6,14 @@
 use std::sync::Arc;
 
 use stallfree_core::{
-    FinishReason, PromptLogprobs, SamplingParams, StopRules, Time, TokenId, TokenLogprob,
+    FinishReason, KvLease, PromptLogprobs, Request, SamplingParams, StopRules, Time, TokenId,
+    TokenLogprob,
 };
 use stallfree_scheduler::{PlannedChunk, Sequence};
 
-use crate::{Admission, Finished, OutputSender, OutputToken, SeqTimes};
+use crate::{
+    Admission, Finished, HandedOver, OutputSender, OutputToken, Progress, SeqTimes, Until,
+};
 
 /// A sequence as its client sees it.
 #[derive(Debug)]
@@ -25,16 +28,43 @@ pub(crate) struct SeqState {
     admission: Option<Admission>,
     /// How many of the prompt's tokens have had the logprobs of the token that follows them returned.
     num_prompt_logprobs: usize,
+    /// What was counted on other engines.
+    before: Before,
+    /// How far this engine runs it.
+    pub(crate) until: Until,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Before {
+    num_cached_tokens: usize,
+    num_preemptions: usize,
 }
 
 /// What a step has for a reader.
 #[derive(Debug)]
 pub(crate) enum News {
     Token(OutputToken),
+    /// The last token that this engine produces; others go on.
+    HandOver(OutputToken, Box<Departure>),
     PromptLogprobs(Vec<Vec<TokenLogprob>>),
     /// The last token and the end reach the reader as one, so that no answer ends with an empty piece. Boxed, because it is rare
     /// and large.
     Last(Option<OutputToken>, Box<Finished>),
+}
+
+/// What goes on elsewhere: the sequence, and its KV, which stays here until it is fetched.
+#[derive(Debug)]
+pub(crate) struct Departure {
+    pub(crate) seq: Sequence,
+    pub(crate) kv: KvLease,
+}
+
+/// What becomes of a sequence after its news.
+#[derive(Debug)]
+pub(crate) enum After {
+    GoesOn,
+    Leaves(Box<Departure>),
+    Ended,
 }
 
 impl SeqState {
@@ -42,14 +72,25 @@ impl SeqState {
         params: Arc<SamplingParams>,
         stop: StopRules,
         output: OutputSender,
-        arrived: Time,
+        (progress, until): (Progress, Until),
     ) -> Self {
         let banned = match stop.min_tokens {
             0 => Arc::default(),
             _ => stop.stop_token_ids.as_slice().into(),
         };
-        let times = SeqTimes { arrived, ..SeqTimes::default() };
-        Self { params, stop, banned, output, times, admission: None, num_prompt_logprobs: 0 }
+        let Progress { times, num_cached_tokens, num_prompt_logprobs, num_preemptions } = progress;
+        let before = Before { num_cached_tokens, num_preemptions };
+        Self {
+            params,
+            stop,
+            banned,
+            output,
+            times,
+            admission: None,
+            num_prompt_logprobs,
+            before,
+            until,
+        }
     }
 
     /// Takes a token, which is the sequence's last one already; returns why the sequence ends with it, if it does.
@@ -85,9 +126,24 @@ impl SeqState {
             reason,
             stop_token: seq.output().last().copied().filter(|_| reason == FinishReason::Stop),
             times: self.times,
-            num_cached_tokens: seq.num_cached_tokens,
-            num_preemptions: seq.num_preemptions,
+            num_cached_tokens: self.before.num_cached_tokens + seq.num_cached_tokens,
+            num_preemptions: self.before.num_preemptions + seq.num_preemptions,
         })
+    }
+
+    /// Leaves a sequence, of which the planner kept `seq` and perhaps its KV, to another engine.
+    pub(crate) fn hand_over(mut self, mut seq: Sequence, kv: Option<Arc<KvLease>>) -> HandedOver {
+        self.note_admission(&seq);
+        let output_tokens = seq.tokens.split_off(seq.prompt_len);
+        let progress = Progress {
+            times: self.times,
+            num_cached_tokens: self.before.num_cached_tokens + seq.num_cached_tokens,
+            num_prompt_logprobs: self.num_prompt_logprobs,
+            num_preemptions: self.before.num_preemptions + seq.num_preemptions,
+        };
+        let Sequence { id, tokens: prompt, priority, arrived, .. } = seq;
+        let request = Request { prompt, sampling: self.params, stop: self.stop, priority };
+        HandedOver { id, request, arrived, output_tokens, kv, output: self.output, progress }
     }
 
     /// Before a sequence's first news.
@@ -138,18 +194,25 @@ impl SeqState {
     }
 
     /// Passes news to the reader.
-    pub(crate) fn emit(&mut self, news: News) {
+    pub(crate) fn emit(&mut self, news: News) -> After {
+        let mut after = After::GoesOn;
         let admission = self.admission.take();
         self.output.update(|output| {
             output.admission = output.admission.or(admission);
             match news {
                 News::Token(token) => output.tokens.push(token),
+                News::HandOver(token, departure) => {
+                    output.tokens.push(token);
+                    after = After::Leaves(departure);
+                }
                 News::PromptLogprobs(lists) => output.prompt_logprobs.extend(lists),
                 News::Last(token, finished) => {
                     output.tokens.extend(token);
                     output.finished = Some(*finished);
+                    after = After::Ended;
                 }
             }
         });
+        after
     }
 }

@@ -13,14 +13,14 @@ use std::task::Waker;
 use std::thread::{self, JoinHandle, Thread};
 use std::time::Duration;
 
-use stallfree_core::{Clock, Request, SeqId, Time};
+use stallfree_core::{Clock, Request, SeqId, Time, TokenId};
 
 use crate::heartbeat::Heartbeat;
 use crate::output::Unpark;
 use crate::vocabulary::Vocabulary;
 use crate::{
-    Command, Engine, EngineHandle, EngineInfo, EngineStats, Health, OutputStream, SubmitError,
-    Wake, output_stream,
+    Command, Engine, EngineHandle, EngineInfo, EngineStats, HandedOver, Health, OutputStream,
+    SubmitError, Wake, output_stream,
 };
 
 /// A step that takes no longer than this is never late.
@@ -82,34 +82,53 @@ impl ThreadedEngine {
         shared.lock().thread = Some(thread.thread().clone());
         Ok(Self { shared, thread: Some(thread) })
     }
+
+    /// Checks that a prompt can ever run.
+    ///
+    /// # Errors
+    /// It is empty, too long, or has a token that the model does not know.
+    pub fn check(&self, prompt: &[TokenId]) -> Result<(), SubmitError> {
+        let limit = self.shared.info.max_model_len;
+        if prompt.is_empty() {
+            return Err(SubmitError::Empty);
+        }
+        if prompt.len() >= limit {
+            return Err(SubmitError::TooLong { prompt: prompt.len(), limit });
+        }
+        self.shared.vocabulary.check(prompt)
+    }
+
+    /// Checks that another request would be taken now.
+    ///
+    /// # Errors
+    /// The queue is full, or the engine is draining or lost.
+    pub fn check_queue(&self) -> Result<(), SubmitError> {
+        self.shared.lock().check(self.shared.max_waiting)
+    }
+
+    /// Sends a command. Sequences' numbers must not be those that [`submit`](EngineHandle::submit) gives: send all or submit all.
+    ///
+    /// # Errors
+    /// The engine is lost; the command comes back.
+    pub fn send(&self, command: Command) -> Result<(), Command> {
+        let mut state = self.shared.lock();
+        if state.failure.is_some() {
+            return Err(command);
+        }
+        state.send(command);
+        Ok(())
+    }
 }
 
 impl EngineHandle for ThreadedEngine {
     fn submit(&self, request: Request) -> Result<OutputStream, SubmitError> {
         let shared = &self.shared;
-        let (prompt, limit) = (request.prompt.len(), shared.info.max_model_len);
-        if prompt == 0 {
-            return Err(SubmitError::Empty);
-        }
-        if prompt >= limit {
-            return Err(SubmitError::TooLong { prompt, limit });
-        }
-        shared.vocabulary.check(&request.prompt)?;
+        self.check(&request.prompt)?;
         let mut state = shared.lock();
-        if let Some(failure) = &state.failure {
-            return Err(SubmitError::Dead(failure.clone()));
-        }
-        if state.draining {
-            return Err(SubmitError::Draining);
-        }
-        let waiting = state.stats.num_waiting;
-        if waiting >= shared.max_waiting {
-            return Err(SubmitError::QueueFull { waiting, retry_after: state.retry_after() });
-        }
+        state.check(shared.max_waiting)?;
         let id = SeqId(shared.next_seq.fetch_add(1, Ordering::Relaxed));
         let canceller = Arc::clone(shared);
         let (output, stream) = output_stream(id, move || canceller.send(Command::Cancel(id)));
-        state.stats.num_waiting += 1;
         state.send(Command::Add { id, request, arrived: shared.clock.now(), output });
         Ok(stream)
     }
@@ -179,15 +198,19 @@ impl Shared {
             std::mem::take(&mut state.commands)
         };
         self.heartbeat.rest();
-        for command in commands {
-            if let Command::Add { output, .. } = command {
-                output.fail(&reason);
-            }
-        }
         if was_told_to {
             engine.shut_down(&reason);
         } else {
             engine.fail(&reason);
+        }
+        for command in commands {
+            match command {
+                Command::Add { id, request, arrived, output } => {
+                    engine.refuse(HandedOver::new(id, request, arrived, output), &reason);
+                }
+                Command::Resume { seq, .. } => engine.refuse(*seq, &reason),
+                Command::Cancel(_) | Command::Release(_) | Command::Renew(_) => {}
+            }
         }
         self.lock().stats = engine.stats().clone();
     }
@@ -233,17 +256,35 @@ impl Shared {
         let interval = pace.interval(engine, self.clock.now());
         let mut state = self.lock();
         let queued = state.commands.iter();
-        stats.num_waiting +=
-            queued.filter(|command| matches!(command, Command::Add { .. })).count();
+        stats.num_waiting += queued.filter(|command| adds(command)).count();
         state.stats = stats;
         state.finish_interval = interval;
     }
 }
 
+/// Returns whether a sequence waits in a command.
+const fn adds(command: &Command) -> bool {
+    matches!(command, Command::Add { .. } | Command::Resume { .. })
+}
+
 impl State {
     fn send(&mut self, command: Command) {
+        self.stats.num_waiting += usize::from(adds(&command));
         self.commands.push(command);
         self.unpark();
+    }
+
+    /// Checks that another sequence would be taken.
+    fn check(&self, max_waiting: usize) -> Result<(), SubmitError> {
+        let waiting = self.stats.num_waiting;
+        match &self.failure {
+            Some(failure) => Err(SubmitError::Dead(failure.clone())),
+            None if self.draining => Err(SubmitError::Draining),
+            None if waiting >= max_waiting => {
+                Err(SubmitError::QueueFull { waiting, retry_after: self.retry_after() })
+            }
+            None => Ok(()),
+        }
     }
 
     fn unpark(&self) {

@@ -25,6 +25,7 @@ fn mock(fault: Option<Fault>) -> MockConfig {
         step_time: Duration::from_micros(200),
         token_time: Duration::ZERO,
         fault,
+        ..MockConfig::default()
     }
 }
 

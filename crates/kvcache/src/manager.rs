@@ -147,11 +147,17 @@ impl KvCacheManager {
 
     /// Gives a table's blocks back. Findable ones remain so until they are taken, the sequence's last block first.
     pub fn free(&mut self, table: &mut BlockTable) {
-        for block in table.blocks.drain(..).rev() {
+        self.shrink(table, 0);
+    }
+
+    /// Gives back what a table has beyond the blocks of its first `num_tokens` tokens.
+    pub fn shrink(&mut self, table: &mut BlockTable, num_tokens: usize) {
+        let num_blocks = self.blocks_for(num_tokens).min(table.blocks.len());
+        for block in table.blocks.drain(num_blocks..).rev() {
             let keep = self.prefixes.as_ref().is_some_and(|prefixes| prefixes.contains(block));
             self.pool.release(block, keep);
         }
-        table.num_indexed = 0;
+        table.num_indexed = table.num_indexed.min(num_blocks);
     }
 
     /// Forgets every prefix: from now on nothing that was computed before is found.

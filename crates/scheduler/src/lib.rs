@@ -11,6 +11,7 @@
 
 mod config;
 mod error;
+mod hand_over;
 mod plan;
 mod planner;
 mod policy;

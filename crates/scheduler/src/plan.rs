@@ -44,9 +44,9 @@ impl Plan {
 /// How busy a planner is, and what its cache did so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Load {
-    /// Sequences running.
+    /// Sequences running, or fetching the KV that they need to run.
     pub num_running: usize,
-    /// Sequences waiting, preempted ones included.
+    /// Sequences waiting, those included that were preempted or whose KV is elsewhere.
     pub num_waiting: usize,
     /// Blocks that sequences hold.
     pub num_used_blocks: usize,

@@ -8,11 +8,12 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use stallfree_core::{BlockId, KvGeometry, SeqId, Time, TokenId};
 use stallfree_kvcache::KvCacheManager;
 
+use crate::hand_over::Reserved;
 use crate::queues::{Entry, Queues};
 use crate::step::State;
 use crate::{
     Admission, Declaration, Error, Load, Plan, PlannedChunk, Registry, Scheduler, SchedulerConfig,
-    Sequence, Step,
+    Sequence, Status, Step,
 };
 
 /// Plans steps: the part of scheduling that all policies share.
@@ -23,7 +24,7 @@ use crate::{
 /// blocks are free at once, since a later batch that takes them is computed later, and what still comes for it is ignored.
 #[derive(Debug)]
 pub struct Planner {
-    state: State,
+    pub(crate) state: State,
     scheduler: Box<dyn Scheduler>,
     declaration: Declaration,
     num_in_flight: usize,
@@ -62,6 +63,7 @@ impl Planner {
             queues: Queues::new(config.ordering),
             kv: KvCacheManager::new(geometry, config.enable_prefix_caching, seed),
             watermark: (share * geometry.num_blocks as f64) as usize,
+            reserved: Reserved::default(),
             step: 0,
             load: Load::default(),
             config,
@@ -109,7 +111,11 @@ impl Planner {
 
     fn remove(&mut self, id: SeqId) -> Option<Sequence> {
         let Entry { seq, mut table, .. } = self.state.queues.remove(id)?;
-        self.state.kv.free(&mut table);
+        if seq.status == Status::Fetching {
+            self.state.reserved.land(id, table);
+        } else {
+            self.state.kv.free(&mut table);
+        }
         Some(seq)
     }
 
@@ -165,8 +171,8 @@ impl Planner {
     pub fn load(&self) -> Load {
         let State { queues, kv, load, .. } = &self.state;
         Load {
-            num_running: queues.running.len(),
-            num_waiting: queues.waiting.len(),
+            num_running: queues.running.len() + queues.num_fetching,
+            num_waiting: queues.waiting.len() + queues.remote.len(),
             num_used_blocks: kv.num_blocks() - kv.num_free_blocks(),
             num_blocks: kv.num_blocks(),
             ..*load
@@ -196,6 +202,7 @@ impl Planner {
     /// What disagrees, in words.
     pub fn check_integrity(&self) -> Result<(), String> {
         self.state.queues.check_integrity()?;
-        self.state.kv.check_integrity(self.state.queues.tables())
+        let tables = self.state.queues.tables().chain(self.state.reserved.tables());
+        self.state.kv.check_integrity(tables)
     }
 }

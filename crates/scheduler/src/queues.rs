@@ -29,6 +29,10 @@ pub(crate) struct Queues {
     by_id: SeqMap<Slot>,
     pub(crate) running: Vec<Slot>,
     pub(crate) waiting: VecDeque<Slot>,
+    /// Sequences whose KV is elsewhere, as long as there is no room for it.
+    pub(crate) remote: VecDeque<Slot>,
+    /// How many sequences' KV is being fetched; they are in no queue.
+    pub(crate) num_fetching: usize,
 }
 
 impl Queues {
@@ -40,6 +44,8 @@ impl Queues {
             by_id: SeqMap::default(),
             running: Vec::new(),
             waiting: VecDeque::new(),
+            remote: VecDeque::new(),
+            num_fetching: 0,
         }
     }
 
@@ -63,9 +69,11 @@ impl Queues {
         self.entries[slot as usize].as_mut().expect("invariant: queues hold occupied slots")
     }
 
-    /// Lets a sequence wait.
-    pub(crate) fn add(&mut self, seq: Sequence) {
+    /// Lets a sequence wait: for its turn, or for room for its KV.
+    pub(crate) fn add(&mut self, mut seq: Sequence) {
         let id = seq.id;
+        let is_remote = seq.kv.is_some();
+        seq.status = if is_remote { Status::Remote } else { Status::Waiting };
         let entry = Entry { seq, table: BlockTable::default(), planned_in: 0 };
         let slot = self.vacant.pop().unwrap_or_else(|| {
             self.entries.push(None);
@@ -73,19 +81,33 @@ impl Queues {
         });
         self.entries[slot as usize] = Some(entry);
         self.by_id.insert(id, slot);
-        self.wait(slot);
+        if is_remote {
+            let place = self.key(slot);
+            let at = self.remote.partition_point(|&other| self.key(other) < place);
+            self.remote.insert(at, slot);
+        } else {
+            self.wait(slot);
+        }
     }
 
     /// Takes a sequence out of its queue and away.
     pub(crate) fn remove(&mut self, id: SeqId) -> Option<Entry> {
         let slot = self.find(id)?;
         let place = self.key(slot);
-        if self.at(slot).seq.status == Status::Running {
-            let index = self.running.partition_point(|&other| self.key(other) < place);
-            self.running.remove(index);
-        } else {
-            let index = self.waiting.partition_point(|&other| self.key(other) < place);
-            self.waiting.remove(index);
+        match self.at(slot).seq.status {
+            Status::Running => {
+                let index = self.running.partition_point(|&other| self.key(other) < place);
+                self.running.remove(index);
+            }
+            Status::Waiting | Status::Preempted => {
+                let index = self.waiting.partition_point(|&other| self.key(other) < place);
+                self.waiting.remove(index);
+            }
+            Status::Remote => {
+                let index = self.remote.partition_point(|&other| self.key(other) < place);
+                self.remote.remove(index);
+            }
+            Status::Fetching => self.num_fetching -= 1,
         }
         self.by_id.remove(&id);
         self.vacant.push(slot);
@@ -94,7 +116,32 @@ impl Queues {
 
     /// Moves the waiting sequence at `index` to the running ones.
     pub(crate) fn run(&mut self, index: usize) {
-        let Some(slot) = self.waiting.remove(index) else { return };
+        if let Some(slot) = self.waiting.remove(index) {
+            self.start(slot);
+        }
+    }
+
+    /// Lets the first sequence whose KV is elsewhere fetch it.
+    pub(crate) fn fetch(&mut self) {
+        if let Some(slot) = self.remote.pop_front() {
+            self.at_mut(slot).seq.status = Status::Fetching;
+            self.num_fetching += 1;
+        }
+    }
+
+    /// Lets a sequence that was fetching run, or wait if its KV did not come.
+    pub(crate) fn end_fetch(&mut self, slot: Slot, runs: bool) {
+        self.num_fetching -= 1;
+        self.at_mut(slot).seq.kv = None;
+        if runs {
+            self.start(slot);
+        } else {
+            self.at_mut(slot).seq.status = Status::Preempted;
+            self.wait(slot);
+        }
+    }
+
+    fn start(&mut self, slot: Slot) {
         self.at_mut(slot).seq.status = Status::Running;
         let place = self.key(slot);
         let is_last = self.running.last().is_none_or(|&last| self.key(last) < place);
@@ -142,9 +189,12 @@ impl Queues {
     /// Checks that each sequence is in the queue that it says it is in, and that queues are sorted.
     pub(crate) fn check_integrity(&self) -> Result<(), String> {
         let waiting: Vec<Slot> = self.waiting.iter().copied().collect();
-        for (queue, runs) in [(&self.running, true), (&waiting, false)] {
+        let remote: Vec<Slot> = self.remote.iter().copied().collect();
+        for (name, queue) in
+            [("running", &self.running), ("waiting", &waiting), ("remote", &remote)]
+        {
             if !queue.is_sorted_by(|&a, &b| self.key(a) < self.key(b)) {
-                return Err(format!("queue out of order (running: {runs})"));
+                return Err(format!("the {name} sequences are out of order"));
             }
             for &slot in queue {
                 let Entry { seq, table, .. } = self.at(slot);
@@ -152,15 +202,25 @@ impl Queues {
                 if self.find(id) != Some(slot) {
                     return Err(format!("sequence {id} is queued, but not known"));
                 }
-                if (seq.status == Status::Running) != runs {
-                    return Err(format!("sequence {id} is {:?}, running: {runs}", seq.status));
+                let belongs = match seq.status {
+                    Status::Running => "running",
+                    Status::Waiting | Status::Preempted => "waiting",
+                    Status::Remote => "remote",
+                    Status::Fetching => "fetching",
+                };
+                if belongs != name {
+                    return Err(format!(
+                        "sequence {id} is {:?}, but among the {name} ones",
+                        seq.status
+                    ));
                 }
-                if !runs && (table.num_blocks() > 0 || seq.num_computed_tokens > 0) {
+                if name != "running" && (table.num_blocks() > 0 || seq.num_computed_tokens > 0) {
                     return Err(format!("sequence {id} waits with {} blocks", table.num_blocks()));
                 }
             }
         }
-        let num_queued = self.running.len() + self.waiting.len();
+        let num_queued =
+            self.running.len() + self.waiting.len() + self.remote.len() + self.num_fetching;
         let num_entries = self.entries.iter().flatten().count();
         if num_queued != self.by_id.len() || num_entries != num_queued {
             return Err(format!(

@@ -1,6 +1,8 @@
 //! What the planner keeps about a request.
 
-use stallfree_core::{SeqId, Time, TokenId};
+use std::sync::Arc;
+
+use stallfree_core::{KvLease, SeqId, Time, TokenId};
 
 /// A request as the planner sees it: tokens, and how far their KV has come.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,6 +36,8 @@ pub struct Sequence {
     pub num_preemptions: usize,
     /// When its first chunk was planned.
     pub scheduled: Option<Time>,
+    /// The KV of its first tokens, if another instance has computed it, until it is here.
+    pub kv: Option<Arc<KvLease>>,
 }
 
 /// Where a sequence is.
@@ -45,6 +49,10 @@ pub enum Status {
     Running,
     /// Back in the queue: its blocks were needed; its tokens are kept and their KV will be recomputed.
     Preempted,
+    /// It waits for blocks to fetch its KV into.
+    Remote,
+    /// It holds blocks, which its KV is being fetched into.
+    Fetching,
 }
 
 impl Sequence {
@@ -72,6 +80,7 @@ impl Sequence {
             in_flight: 0,
             num_preemptions: 0,
             scheduled: None,
+            kv: None,
         }
     }
 

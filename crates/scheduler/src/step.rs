@@ -3,6 +3,7 @@
 use stallfree_core::Time;
 use stallfree_kvcache::KvCacheManager;
 
+use crate::hand_over::Reserved;
 use crate::queues::{Entry, Queues, Slot};
 use crate::{Admission, Load, Ordering, Plan, PlannedChunk, SchedulerConfig, Sequence};
 
@@ -27,6 +28,7 @@ pub(crate) struct State {
     pub(crate) admission: Admission,
     pub(crate) queues: Queues,
     pub(crate) kv: KvCacheManager,
+    pub(crate) reserved: Reserved,
     /// Blocks that admission leaves free.
     pub(crate) watermark: usize,
     /// The number of the step in the making, or of the last one.
@@ -130,7 +132,8 @@ impl<'a> Step<'a> {
     /// just preempted would be admitted first, to be recomputed and preempted again.)
     #[must_use]
     pub fn may_admit(&self) -> bool {
-        self.num_running() < self.state.config.max_num_seqs && !self.out_of_blocks
+        let num_active = self.num_running() + self.state.queues.num_fetching;
+        num_active < self.state.config.max_num_seqs && !self.out_of_blocks
     }
 
     /// Returns how many tokens of the `index`-th waiting sequence would have to be computed, the cached prefix left out; `None` if

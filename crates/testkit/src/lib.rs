@@ -13,5 +13,5 @@ mod traffic;
 
 pub use clock::ManualClock;
 pub use language::{Language, VOCAB_SIZE};
-pub use mock::{Fault, MockConfig, MockExecutor, Pace};
+pub use mock::{Fault, MockConfig, MockExecutor, MockNetwork, Pace};
 pub use traffic::{greedy, traffic};

@@ -1,5 +1,6 @@
 //! An executor that computes nothing useful, but strictly.
 
+mod network;
 mod pace;
 
 use std::collections::{HashSet, VecDeque};
@@ -7,11 +8,13 @@ use std::task::Waker;
 use std::time::Duration;
 
 use stallfree_core::{
-    Batch, BatchId, BlockId, Chunk, Executor, ExecutorError, History, KvGeometry, PENDING_TOKEN,
-    SampledToken, SeqId, StepOutput, Time, TokenId,
+    Batch, BatchId, BlockId, Chunk, Executor, ExecutorError, History, InstanceId, KvFetch,
+    KvGeometry, LeaseBook, PENDING_TOKEN, SampledToken, SeqId, StepOutput, Time, TokenId,
 };
 
 use crate::{Language, VOCAB_SIZE};
+use network::Kv;
+pub use network::MockNetwork;
 pub use pace::Pace;
 use pace::Timer;
 
@@ -28,6 +31,8 @@ pub struct MockConfig {
     pub step_time: Duration,
     /// How long each of its tokens takes on top.
     pub token_time: Duration,
+    /// How long fetching KV from another takes.
+    pub fetch_time: Duration,
     /// What goes wrong, if anything.
     pub fault: Option<Fault>,
 }
@@ -51,6 +56,7 @@ impl Default for MockConfig {
             pace: Pace::Virtual,
             step_time: Duration::from_millis(5),
             token_time: Duration::from_micros(10),
+            fetch_time: Duration::from_millis(7),
             fault: None,
         }
     }
@@ -63,11 +69,21 @@ impl Default for MockConfig {
 #[derive(Debug)]
 pub struct MockExecutor {
     config: MockConfig,
-    kv: Vec<Option<Language>>,
+    kv: Kv,
+    /// Whose caches it can fetch from.
+    network: MockNetwork,
+    fetches: VecDeque<Fetching>,
     in_flight: VecDeque<InFlight>,
     /// When the device is done with all batches, in virtual time.
     busy_until: Time,
     timer: Option<Timer>,
+}
+
+#[derive(Debug)]
+struct Fetching {
+    fetch: KvFetch,
+    values: Vec<Option<Language>>,
+    ready_at: Time,
 }
 
 #[derive(Debug)]
@@ -82,8 +98,23 @@ impl MockExecutor {
     #[must_use]
     pub fn new(config: MockConfig) -> Self {
         let timer = (config.pace == Pace::Real).then(Timer::start);
-        let kv = vec![None; config.kv.num_tokens()];
-        Self { config, kv, in_flight: VecDeque::new(), busy_until: Time::ZERO, timer }
+        let kv = Kv::new(config.kv);
+        let (fetches, in_flight) = (VecDeque::new(), VecDeque::new());
+        let network = MockNetwork::default();
+        Self { config, kv, network, fetches, in_flight, busy_until: Time::ZERO, timer }
+    }
+
+    /// Makes one whose cache others on the network can fetch from, as instance `instance`, under the leases of its engine.
+    #[must_use]
+    pub fn on(
+        network: &MockNetwork,
+        instance: InstanceId,
+        leases: LeaseBook,
+        config: MockConfig,
+    ) -> Self {
+        let executor = Self { network: network.clone(), ..Self::new(config) };
+        network.add(instance, leases, executor.kv.clone());
+        executor
     }
 
     /// Makes one for `Engine::new`.
@@ -92,7 +123,7 @@ impl MockExecutor {
         Box::new(Self::new(config))
     }
 
-    fn compute(&mut self, batch: &Batch) -> StepOutput {
+    fn compute(&self, batch: &Batch) -> StepOutput {
         self.check(batch);
         // A chunk may share a block that an earlier one of the same batch fills; so all is written before any is read.
         batch.chunks.iter().for_each(|chunk| self.write(batch, chunk));
@@ -122,7 +153,7 @@ impl MockExecutor {
     }
 
     /// Writes a chunk's KV, which follows from that of the token before it.
-    fn write(&mut self, batch: &Batch, chunk: &Chunk) {
+    fn write(&self, batch: &Batch, chunk: &Chunk) {
         let blocks = batch.blocks_of(chunk);
         let before = self.read(batch, chunk, chunk.num_computed_tokens);
         let mut kv = before.last().copied().unwrap_or_default();
@@ -130,7 +161,7 @@ impl MockExecutor {
             let is_pending = token == PENDING_TOKEN;
             kv = kv.of(if is_pending { self.pending(batch, chunk.seq) } else { token });
             let slot = self.slot(blocks, chunk.num_computed_tokens + i);
-            self.kv[slot] = Some(kv);
+            self.kv.set(slot, kv);
         }
     }
 
@@ -138,7 +169,7 @@ impl MockExecutor {
     fn read(&self, batch: &Batch, chunk: &Chunk, num_tokens: usize) -> Vec<Language> {
         let blocks = batch.blocks_of(chunk);
         let at = |position| {
-            self.kv[self.slot(blocks, position)].unwrap_or_else(|| {
+            self.kv.get(self.slot(blocks, position)).unwrap_or_else(|| {
                 panic!("{}: position {position} was never computed", name(batch, chunk))
             })
         };
@@ -232,9 +263,36 @@ impl Executor for MockExecutor {
         Ok(self.in_flight.pop_front().map(|batch| batch.output))
     }
 
+    fn fetch(&mut self, fetch: KvFetch, now: Time) -> Result<(), String> {
+        let ready_at = now + self.config.fetch_time;
+        let values = self.network.read(&fetch, self.config.kv.block_size)?;
+        self.fetches.push_back(Fetching { fetch, values, ready_at });
+        Ok(())
+    }
+
+    fn fetched(&mut self, now: Time) -> Vec<(SeqId, Result<(), String>)> {
+        let mut ended = Vec::new();
+        while let Some(oldest) = self.fetches.front().filter(|oldest| oldest.ready_at <= now) {
+            let block_size = self.config.kv.block_size;
+            for (block, values) in oldest.fetch.blocks.iter().zip(oldest.values.chunks(block_size))
+            {
+                for (i, value) in values.iter().enumerate() {
+                    self.kv.put(block.0 as usize * block_size + i, *value);
+                }
+            }
+            ended.push((oldest.fetch.seq, Ok(())));
+            self.fetches.pop_front();
+        }
+        ended
+    }
+
     fn ready_at(&self) -> Option<Time> {
-        let oldest = self.in_flight.front()?;
-        (self.config.pace == Pace::Virtual).then_some(oldest.ready_at)
+        if self.config.pace == Pace::Real {
+            return None;
+        }
+        let batch = self.in_flight.front().map(|oldest| oldest.ready_at);
+        let fetch = self.fetches.front().map(|oldest| oldest.ready_at);
+        batch.into_iter().chain(fetch).min()
     }
 
     fn set_waker(&mut self, waker: Waker) {

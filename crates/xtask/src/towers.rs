@@ -17,6 +17,7 @@ const LEVELS: &[(&str, u8, Tower)] = &[
     ("stallfree-scheduler", 2, Planning),
     ("stallfree-engine", 3, Planning),
     ("stallfree-server", 4, Planning),
+    ("stallfree-cluster", 4, Planning),
     ("stallfree-bench", 4, Planning),
     ("stallfree-device", 1, Device),
     ("stallfree-kernels", 2, Device),

@@ -1,0 +1,13 @@
+//! The instance with the fewest sequences, the first of equals.
+
+use crate::{Dispatch, Member, SeqView};
+
+#[derive(Debug)]
+pub(super) struct LeastRequests;
+
+impl Dispatch for LeastRequests {
+    fn pick(&mut self, _: &SeqView, candidates: &[&Member]) -> usize {
+        let index = (0..candidates.len()).min_by_key(|&index| candidates[index].num_seqs);
+        index.unwrap_or(0)
+    }
+}

@@ -1,0 +1,20 @@
+//! Many engines behind one [`EngineHandle`](stallfree_engine::EngineHandle): who prefills, who decodes, and who takes on what others
+//! leave.
+//!
+//! A prefill instance computes a prompt and its first token and hands the sequence over; a decode instance fetches its KV and goes
+//! on from that token, so that nothing is computed twice. What an instance leaves when it is lost is computed again elsewhere, from
+//! prompt and output, and its reader notices nothing but the delay. As with engines, what decides ([`Directory`]) has no thread and no
+//! clock; [`Cluster`] drives it to serve, [`ClusterReplay`] in virtual time.
+
+mod cluster;
+mod directory;
+mod dispatch;
+mod replay;
+mod role;
+mod switchboard;
+
+pub use cluster::{Cluster, Start};
+pub use directory::{Directory, Member};
+pub use dispatch::{DISPATCH_POLICIES, Dispatch, DispatchPolicy, SeqView, UnknownPolicy, build};
+pub use replay::ClusterReplay;
+pub use role::{Role, roles};

@@ -1,0 +1,159 @@
+//! Drives a deployment in virtual time: for simulations and tests.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use stallfree_core::{InstanceId, Request, SeqId, Time};
+use stallfree_engine::{
+    Command, Engine, HandedOver, LEASE, Membership, OutputStream, SeqOutput, Wake, output_stream,
+};
+
+use crate::switchboard::{Lines, Link, Switchboard};
+use crate::{Directory, Dispatch, Role, Start};
+
+/// Engines on one virtual clock.
+#[derive(Debug)]
+pub struct ClusterReplay {
+    engines: Vec<(Engine, Wake)>,
+    mail: Mail,
+    switchboard: Arc<Switchboard>,
+    now: Time,
+    next_renewal: Time,
+    next_seq: u64,
+}
+
+/// Commands on their way, for each engine; none for one that is lost.
+#[derive(Clone, Debug)]
+struct Mail(Arc<Mutex<Vec<Option<Vec<Command>>>>>);
+
+impl Mail {
+    fn lock(&self) -> MutexGuard<'_, Vec<Option<Vec<Command>>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Lines for Mail {
+    fn send(&self, to: InstanceId, command: Command) -> Result<(), Command> {
+        match self.lock().get_mut(to.0 as usize) {
+            Some(Some(commands)) => {
+                commands.push(command);
+                Ok(())
+            }
+            _ => Err(command),
+        }
+    }
+}
+
+impl ClusterReplay {
+    /// Starts at time zero.
+    #[must_use]
+    pub fn new(instances: Vec<Start>, dispatch: Box<dyn Dispatch>) -> Self {
+        let roles: Vec<Role> = instances.iter().map(|start| start.role).collect();
+        let mail = Mail(Arc::new(Mutex::new(roles.iter().map(|_| Some(Vec::new())).collect())));
+        let directory = Directory::new(&roles, dispatch);
+        let switchboard = Switchboard::new(directory, Box::new(mail.clone()));
+        let join = |(index, start): (u32, Start)| {
+            let Start { mut engine, leases, .. } = start;
+            let instance = InstanceId(index);
+            let peers = Box::new(Link { instance, switchboard: Arc::downgrade(&switchboard) });
+            engine.join(Membership { instance, peers, leases });
+            (engine, Wake::Idle)
+        };
+        let engines = (0..).zip(instances).map(join).collect();
+        let next_renewal = Time::ZERO + LEASE / 3;
+        Self { engines, mail, switchboard, now: Time::ZERO, next_renewal, next_seq: 0 }
+    }
+
+    /// Returns the current moment.
+    #[must_use]
+    pub const fn now(&self) -> Time {
+        self.now
+    }
+
+    /// Returns the engines, in order.
+    pub fn engines(&self) -> impl Iterator<Item = &Engine> {
+        self.engines.iter().map(|(engine, _)| engine)
+    }
+
+    /// Submits a request now. Dropping the stream cancels it.
+    pub fn submit(&mut self, request: Request) -> OutputStream {
+        let id = SeqId(self.next_seq);
+        self.next_seq += 1;
+        let canceller = Arc::downgrade(&self.switchboard);
+        let (output, stream) = output_stream(id, move || {
+            if let Some(switchboard) = canceller.upgrade() {
+                switchboard.cancel(id);
+            }
+        });
+        self.switchboard.route(HandedOver::new(id, request, self.now, output), None);
+        stream
+    }
+
+    /// Lets every engine with something to do take a step, then moves on to the next event, but no further than `limit`. Returns
+    /// whether anything is left to do.
+    pub fn step(&mut self, limit: Time) -> bool {
+        if self.now >= self.next_renewal {
+            self.switchboard.renew_leases();
+            self.next_renewal = self.now + LEASE / 3;
+        }
+        for (index, (engine, wake)) in self.engines.iter_mut().enumerate() {
+            let commands = match &mut self.mail.lock()[index] {
+                Some(commands) => std::mem::take(commands),
+                None => continue,
+            };
+            let is_due = matches!(wake, Wake::At(at) if *at <= self.now);
+            if commands.is_empty() && !is_due {
+                continue;
+            }
+            *wake = engine.step(self.now, commands);
+            if engine.dead().is_some() {
+                let unread = self.mail.lock()[index].take();
+                let lost = unread.into_iter().flatten();
+                engine.step(self.now, lost);
+                *wake = Wake::Idle;
+            }
+        }
+        let has_mail = self.mail.lock().iter().flatten().any(|commands| !commands.is_empty());
+        if has_mail {
+            return true;
+        }
+        let at = |(_, wake): &(Engine, Wake)| match wake {
+            Wake::At(at) => Some(*at),
+            Wake::Output | Wake::Idle => None,
+        };
+        let Some(next) = self.engines.iter().filter_map(at).min() else { return false };
+        self.now = next.min(self.next_renewal).min(limit).max(self.now);
+        true
+    }
+
+    /// Lets the engines run until `limit`, which is the current moment afterwards.
+    pub fn run_until(&mut self, limit: Time) {
+        while self.step(limit) && self.now < limit {}
+        self.now = self.now.max(limit);
+    }
+
+    /// Runs requests, each arriving at its moment, until all have ended. Returns their outputs in the order given.
+    pub fn run(&mut self, arrivals: &[(Time, Request)]) -> Vec<SeqOutput> {
+        let mut order: Vec<usize> = (0..arrivals.len()).collect();
+        order.sort_by_key(|&index| arrivals[index].0);
+        let mut streams = Vec::with_capacity(arrivals.len());
+        for index in order {
+            let (at, request) = &arrivals[index];
+            if *at > self.now {
+                self.run_until(*at);
+            }
+            streams.push((index, self.submit(request.clone())));
+        }
+        while self.step(Time::MAX) {}
+        streams.sort_by_key(|(index, _)| *index);
+        streams.into_iter().map(|(_, mut stream)| taken(&mut stream)).collect()
+    }
+}
+
+/// Returns all that a stream has.
+fn taken(stream: &mut OutputStream) -> SeqOutput {
+    match stream.poll_next(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(Some(output)) => output,
+        Poll::Ready(None) | Poll::Pending => SeqOutput::default(),
+    }
+}

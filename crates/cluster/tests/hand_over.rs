@@ -1,0 +1,251 @@
+//! Wherever a sequence runs, and whatever is lost meanwhile: its tokens are those of one engine, and all blocks come back.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+use stallfree_cluster::{ClusterReplay, DISPATCH_POLICIES, Role, Start, build, roles};
+use stallfree_core::{BatchId, FinishReason, InstanceId, KvGeometry, LeaseBook, Request, Time};
+use stallfree_engine::{OutputStream, SeqOutput};
+use stallfree_scheduler::{POLICIES, SchedulerConfig};
+use stallfree_testkit::equivalence::{Case, engine};
+use stallfree_testkit::{Fault, Language, MockConfig, MockExecutor, MockNetwork, greedy, traffic};
+
+const BLOCK_SIZE: usize = 4;
+const MAX_MODEL_LEN: usize = 64;
+
+/// A deployment.
+#[derive(Clone, Debug)]
+struct Deployment {
+    roles: Vec<Role>,
+    dispatch: &'static str,
+    case: Case,
+    fetch_ms: u64,
+    /// Which instances are lost, and at which of their batches.
+    faults: Vec<(usize, u64)>,
+}
+
+impl Deployment {
+    fn new(count: usize, partition: usize) -> Self {
+        let limits = SchedulerConfig {
+            max_num_seqs: 8,
+            max_num_batched_tokens: 32,
+            max_model_len: MAX_MODEL_LEN,
+            ..SchedulerConfig::default()
+        };
+        let case = Case { policy: "sarathi", limits, num_blocks: 40, max_in_flight: 1 };
+        let dispatch = DISPATCH_POLICIES[0].name;
+        Self { roles: roles(count, partition), dispatch, case, fetch_ms: 7, faults: Vec::new() }
+    }
+
+    fn start(&self) -> ClusterReplay {
+        let network = MockNetwork::default();
+        let start = |(index, &role): (usize, &Role)| {
+            let fails = |&&(instance, _): &&(usize, u64)| instance == index;
+            let fault = self.faults.iter().find(fails).map(|&(_, at)| Fault::Fails(BatchId(at)));
+            let config = MockConfig {
+                kv: KvGeometry { num_blocks: self.case.num_blocks, block_size: BLOCK_SIZE },
+                max_in_flight: self.case.max_in_flight,
+                fetch_time: Duration::from_millis(self.fetch_ms),
+                fault,
+                ..MockConfig::default()
+            };
+            let leases = LeaseBook::default();
+            let instance = InstanceId(index as u32);
+            let executor = MockExecutor::on(&network, instance, leases.clone(), config);
+            Start { engine: engine(&self.case, Box::new(executor)), role, leases }
+        };
+        let instances = self.roles.iter().enumerate().map(start).collect();
+        ClusterReplay::new(instances, build(self.dispatch).expect("a policy"))
+    }
+
+    /// Checks that nothing is left of any sequence.
+    fn check_empty(&self, replay: &ClusterReplay) {
+        for (index, engine) in replay.engines().enumerate() {
+            let was_lost = self.faults.iter().any(|&(instance, _)| instance == index);
+            assert!(engine.dead().is_none() || was_lost, "{self:?}: {:?}", engine.dead());
+            engine.check_integrity().expect("the books agree");
+            let stats = engine.stats();
+            let gauges = (stats.num_running, stats.num_waiting);
+            assert_eq!(gauges, (0, 0), "instance {index} of {self:?}");
+            if engine.dead().is_none() {
+                assert_eq!(stats.num_used_blocks, 0, "instance {index} of {self:?}");
+            }
+        }
+    }
+}
+
+fn check_answer(output: &SeqOutput, request: &Request, about: &Deployment) {
+    let tokens: Vec<u32> = output.tokens.iter().map(|token| token.token).collect();
+    assert_eq!(tokens, Language::answer(request, MAX_MODEL_LEN), "{about:?}");
+    assert!(output.finished.is_some(), "{about:?}: {output:?}");
+}
+
+#[test]
+fn a_sequence_prefills_here_and_decodes_there() {
+    let mut deployment = Deployment::new(2, 1);
+    deployment.case.num_blocks = 200;
+    let requests = traffic("3x0:15+20~12 2x0.02:33+9 1x0.03:9+1 1x0.03:63+9");
+    let mut replay = deployment.start();
+    let outputs = replay.run(&requests);
+    for (output, (_, request)) in outputs.iter().zip(&requests) {
+        check_answer(output, request, &deployment);
+        let admission = output.admission.expect("how it was admitted");
+        let finished = output.finished.as_ref().expect("its end");
+        assert_eq!(finished.times.scheduled, Some(admission.at));
+        assert_eq!(finished.times.first_token, Some(output.tokens[0].at));
+        assert_eq!(finished.num_preemptions, 0);
+    }
+    deployment.check_empty(&replay);
+    let tokens: Vec<u64> = replay.engines().map(|e| e.stats().generation_tokens).collect();
+    // The prompt that ends with its first token stays, as does the one that has room for one.
+    assert_eq!(tokens, [7, 5 * 20 - 2 * 11 - 5]);
+}
+
+#[test]
+fn a_lease_outlasts_a_long_wait_and_ends_with_its_reader() {
+    // The decode instance takes one sequence at a time, each for longer than a lease lasts.
+    let mut deployment = Deployment::new(2, 1);
+    deployment.case.limits.max_num_seqs = 1;
+    deployment.case.limits.max_num_batched_tokens = 64;
+    let mut replay = deployment.start();
+    let mut streams: Vec<OutputStream> =
+        (0..3).map(|i| replay.submit(greedy((i..i + 20).collect(), 40))).collect();
+    replay.run_until(Time::ZERO + Duration::from_millis(30));
+    let kept = |replay: &ClusterReplay| {
+        replay.engines().next().map_or(0, |engine| engine.stats().num_used_blocks)
+    };
+    assert!(kept(&replay) > 0, "what waits is kept");
+    streams.pop();
+    while replay.step(Time::MAX) {}
+    drop(streams);
+    deployment.check_empty(&replay);
+}
+
+#[test]
+fn what_a_lost_instance_leaves_goes_on_elsewhere() {
+    let requests = traffic("6x0:15+30 4x0.05:33+20");
+    for lost in 0..3 {
+        for at in [0, 3, 9, 20] {
+            let deployment = Deployment { faults: vec![(lost, at)], ..Deployment::new(3, 1) };
+            let mut replay = deployment.start();
+            let outputs = replay.run(&requests);
+            for (output, (_, request)) in outputs.iter().zip(&requests) {
+                check_answer(output, request, &deployment);
+            }
+            deployment.check_empty(&replay);
+        }
+    }
+}
+
+#[test]
+fn readers_hear_of_the_end_of_all_instances() {
+    let deployment = Deployment { faults: vec![(0, 2), (1, 2)], ..Deployment::new(2, 1) };
+    let mut replay = deployment.start();
+    let outputs = replay.run(&traffic("4x0:15+30"));
+    for output in outputs {
+        assert!(output.error.is_some(), "{output:?}");
+    }
+    deployment.check_empty(&replay);
+}
+
+/// A client: when it comes, what it asks, and when it leaves if it does not wait for the end.
+#[derive(Clone, Debug)]
+struct Client {
+    at_ms: u64,
+    prompt_len: usize,
+    shared: bool,
+    max_tokens: usize,
+    leaves_after_ms: Option<u64>,
+}
+
+impl Client {
+    fn request(&self, index: usize) -> Request {
+        let salt = if self.shared { 0 } else { index as u32 + 1 };
+        let prompt = (0..self.prompt_len as u32).map(|i| (salt * 37 + i * 11) % 1000).collect();
+        greedy(prompt, self.max_tokens)
+    }
+}
+
+fn clients() -> impl Strategy<Value = Vec<Client>> {
+    let leaves = prop_oneof![Just(None), (0_u64..90).prop_map(Some)];
+    let client = (0_u64..80, 1_usize..63, any::<bool>(), 1_usize..40, leaves).prop_map(
+        |(at_ms, prompt_len, shared, max_tokens, leaves_after_ms)| Client {
+            at_ms,
+            prompt_len,
+            shared,
+            max_tokens,
+            leaves_after_ms,
+        },
+    );
+    prop::collection::vec(client, 1..24)
+}
+
+fn deployments() -> impl Strategy<Value = Deployment> {
+    let sizes = (1_usize..5, 1_usize..5, 0..DISPATCH_POLICIES.len());
+    let limits = (0..POLICIES.len(), 16_usize..60, 1_usize..40, 1_usize..12, 1_usize..4);
+    let faults = prop::collection::vec((0_usize..4, 0_u64..30), 0..3);
+    (sizes, limits, any::<[bool; 2]>(), 0_u64..40, faults).prop_map(
+        |((count, partition, dispatch), limits, [prefix, pending], fetch_ms, faults)| {
+            let (policy, num_blocks, budget, max_num_seqs, max_in_flight) = limits;
+            let limits = SchedulerConfig {
+                max_num_seqs,
+                max_num_batched_tokens: budget,
+                max_model_len: MAX_MODEL_LEN,
+                enable_prefix_caching: prefix,
+                decode_pending: pending,
+                ..SchedulerConfig::default()
+            };
+            let case = Case { policy: POLICIES[policy].name, limits, num_blocks, max_in_flight };
+            Deployment {
+                roles: roles(count, partition.min(count)),
+                dispatch: DISPATCH_POLICIES[dispatch].name,
+                case,
+                fetch_ms,
+                faults,
+            }
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1500))]
+
+    #[test]
+    fn whatever_comes_goes_and_fails(deployment in deployments(), clients in clients()) {
+        let mut replay = deployment.start();
+        let mut events: Vec<(u64, usize, bool)> = Vec::new();
+        for (index, client) in clients.iter().enumerate() {
+            events.push((client.at_ms, index, true));
+            events.extend(client.leaves_after_ms.map(|ms| (client.at_ms + ms, index, false)));
+        }
+        events.sort_unstable();
+        let mut streams: Vec<Option<OutputStream>> = clients.iter().map(|_| None).collect();
+        for (at_ms, index, comes) in events {
+            replay.run_until(Time::ZERO + Duration::from_millis(at_ms));
+            streams[index] = comes.then(|| replay.submit(clients[index].request(index)));
+        }
+        let mut steps = 0;
+        while replay.step(Time::MAX) {
+            steps += 1;
+            prop_assert!(steps < 20_000, "it does not come to an end");
+        }
+        for (index, stream) in streams.into_iter().enumerate() {
+            let Some(mut stream) = stream else { continue };
+            let output = stream.blocking_next().expect("something");
+            let request = clients[index].request(index);
+            let answer = Language::answer(&request, MAX_MODEL_LEN);
+            let tokens: Vec<u32> = output.tokens.iter().map(|token| token.token).collect();
+            if output.error.is_some() {
+                let is_lost = |index| deployment.faults.iter().any(|&(lost, _)| lost == index);
+                let lost = (0..deployment.roles.len()).filter(|&index| is_lost(index)).count();
+                prop_assert!(lost > 0, "{:?}", output);
+                prop_assert!(answer.starts_with(&tokens));
+            } else {
+                let finished = output.finished.expect("its end");
+                prop_assert_ne!(finished.reason, FinishReason::Abort);
+                prop_assert_eq!(tokens, answer);
+            }
+        }
+        deployment.check_empty(&replay);
+    }
+}

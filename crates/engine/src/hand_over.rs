@@ -1,0 +1,204 @@
+//! Sequences that go from one engine to another: prefilled here and decoded there, or saved from an engine that was lost.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use stallfree_core::{FinishReason, InstanceId, KvLease, LeaseBook, Request, SeqId, Time, TokenId};
+
+use stallfree_scheduler::Sequence;
+
+use crate::state::Departure;
+use crate::{Engine, OutputSender, SeqTimes, Until};
+
+/// How long KV is kept for another engine unless the lease is renewed: vLLM's NIXL connector has the same.
+pub const LEASE: Duration = Duration::from_secs(30);
+
+/// A sequence between two engines. Its reader notices nothing: the stream goes along.
+#[derive(Debug)]
+pub struct HandedOver {
+    /// Its number, the same wherever it is.
+    pub id: SeqId,
+    /// What was asked.
+    pub request: Request,
+    /// When it came.
+    pub arrived: Time,
+    /// What it has produced, all of it passed on to the reader.
+    pub output_tokens: Vec<TokenId>,
+    /// The KV of its first tokens, if that is worth fetching.
+    pub kv: Option<Arc<KvLease>>,
+    /// Where its output goes.
+    pub output: OutputSender,
+    /// Its life so far.
+    pub progress: Progress,
+}
+
+/// What a reader knows already.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Progress {
+    /// Its moments.
+    pub times: SeqTimes,
+    /// Prompt tokens found in the prefix cache when it was first admitted.
+    pub num_cached_tokens: usize,
+    /// How many prompt tokens' logprobs it has been given.
+    pub num_prompt_logprobs: usize,
+    /// How often it was preempted, or moved without its KV.
+    pub num_preemptions: usize,
+}
+
+impl HandedOver {
+    /// Makes a request into a sequence that no engine has seen.
+    #[must_use]
+    pub fn new(id: SeqId, request: Request, arrived: Time, output: OutputSender) -> Self {
+        let times = SeqTimes { arrived, ..SeqTimes::default() };
+        let progress = Progress { times, ..Progress::default() };
+        Self { id, request, arrived, output_tokens: Vec::new(), kv: None, output, progress }
+    }
+}
+
+/// The other engines, as one of them sees them. Called in the step loop: must be quick.
+pub trait Peers: Send {
+    /// Takes a sequence on: prefilled, or, if `lost` says why, left behind by an engine that is lost.
+    fn take(&mut self, seq: HandedOver, lost: Option<&str>);
+
+    /// Takes note that this engine needs no more what another one keeps.
+    fn release(&mut self, lease: &KvLease);
+
+    /// Takes note that a sequence has ended here.
+    fn ended(&mut self, seq: SeqId);
+}
+
+/// An engine's place among others.
+pub struct Membership {
+    /// Its own number.
+    pub instance: InstanceId,
+    /// The others.
+    pub peers: Box<dyn Peers>,
+    /// What it keeps for them; its executor looks there before it gives anything away.
+    pub leases: LeaseBook,
+}
+
+impl fmt::Debug for Membership {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Membership").field("instance", &self.instance).finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// Makes the engine one of several. Without this it never hands anything over.
+    pub fn join(&mut self, membership: Membership) {
+        self.membership = Some(membership);
+    }
+
+    /// Lets a sequence leave that has all the tokens that it gets here, if it goes on elsewhere. Its KV is kept.
+    pub(crate) fn depart(
+        &mut self,
+        id: SeqId,
+        reason: FinishReason,
+        now: Time,
+    ) -> Option<Box<Departure>> {
+        let membership = self.membership.as_ref()?;
+        let (seq, state) = self.planner.sequence(id).zip(self.seqs.get(&id))?;
+        let most = seq.prompt_len.saturating_add(state.stop.max_tokens);
+        let has_more = seq.tokens.len() < most.min(self.info().max_model_len);
+        if state.until != Until::NextToken || reason != FinishReason::Length || !has_more {
+            return None;
+        }
+        let (seq, blocks) = self.planner.keep(id)?;
+        membership.leases.grant(id);
+        self.leases.insert(id, now + LEASE);
+        let instance = membership.instance;
+        let kv = KvLease { instance, seq: id, num_tokens: seq.num_computed_tokens, blocks };
+        Some(Box::new(Departure { seq, kv }))
+    }
+
+    /// Returns what a sequence has to fetch. What this engine itself has kept for it is freed, and found in the prefix cache if
+    /// there is one: an engine that fetched from itself could wait for ever for the room that this takes.
+    pub(crate) fn reclaim(&mut self, kv: Option<Arc<KvLease>>) -> Option<Arc<KvLease>> {
+        let kv = kv?;
+        let membership = self.membership.as_mut()?;
+        if kv.instance != membership.instance {
+            return Some(kv);
+        }
+        membership.peers.release(&kv);
+        self.release(kv.seq);
+        None
+    }
+
+    /// Leaves a sequence to the others.
+    pub(crate) fn leave(&mut self, Departure { seq, kv }: Departure) {
+        let state = self.seqs.remove(&seq.id);
+        if let Some((membership, state)) = self.membership.as_mut().zip(state) {
+            membership.peers.take(state.hand_over(seq, Some(Arc::new(kv))), None);
+        }
+    }
+
+    /// Takes no sequence on any more: another engine may, else its reader hears why.
+    pub(crate) fn refuse(&mut self, seq: HandedOver, reason: &str) {
+        match &mut self.membership {
+            Some(membership) => membership.peers.take(seq, Some(reason)),
+            None => seq.output.fail(reason),
+        }
+    }
+
+    /// Starts what there is room for.
+    pub(crate) fn start_fetches(&mut self, now: Time) {
+        for fetch in self.planner.start_fetches(now) {
+            let id = fetch.seq;
+            if let Err(reason) = self.executor.fetch(fetch, now) {
+                self.end_fetch(id, Some(&reason));
+            }
+        }
+    }
+
+    pub(crate) fn end_fetches(&mut self, now: Time) {
+        for (id, result) in self.executor.fetched(now) {
+            self.end_fetch(id, result.as_ref().err().map(String::as_str));
+        }
+    }
+
+    fn end_fetch(&mut self, id: SeqId, failure: Option<&str>) {
+        if let Some(reason) = failure {
+            tracing::warn!(seq = %id, reason, "KV could not be fetched; it is computed again");
+        }
+        let lease = self.planner.end_fetch(id, failure.is_none());
+        if let Some((membership, lease)) = self.membership.as_mut().zip(lease) {
+            membership.peers.release(&lease);
+        }
+    }
+
+    /// Lets others free what they keep for a sequence that has ended.
+    pub(crate) fn let_go(&mut self, seq: &Sequence) {
+        if let Some((membership, lease)) = self.membership.as_mut().zip(seq.kv.as_deref()) {
+            membership.peers.release(lease);
+        }
+    }
+
+    /// Frees what was kept of a sequence.
+    pub(crate) fn release(&mut self, id: SeqId) {
+        self.leases.remove(&id);
+        if let Some(membership) = &self.membership {
+            // Nobody reads its blocks from here on.
+            membership.leases.revoke(id);
+        }
+        self.planner.release(id);
+    }
+
+    pub(crate) fn renew(&mut self, ids: &[SeqId], now: Time) {
+        for id in ids {
+            if let Some(ends) = self.leases.get_mut(id) {
+                *ends = now + LEASE;
+            }
+        }
+    }
+
+    /// Frees what nobody has fetched or asked to keep for too long.
+    pub(crate) fn end_leases(&mut self, now: Time) {
+        let ended: Vec<SeqId> =
+            self.leases.iter().filter(|(_, ends)| **ends <= now).map(|(&id, _)| id).collect();
+        for id in ended {
+            tracing::warn!(seq = %id, "nobody has fetched its KV for {} s", LEASE.as_secs());
+            self.release(id);
+        }
+    }
+}
