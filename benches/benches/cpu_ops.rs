@@ -126,7 +126,7 @@ impl Chain {
             }],
             block_ids: (0..num_blocks as u32).collect(),
         });
-        let residual = backend.embed(&self.head);
+        let residual = backend.embed(&self.head, 0);
         let mut x = None;
         for (i, layer) in self.layers.iter().enumerate() {
             backend.begin_layer();
@@ -193,7 +193,7 @@ fn products(c: &mut Criterion) {
                         token_ids: (0..count as u32).collect(),
                         ..StepInputs::default()
                     });
-                    let x = backend.embed(&table);
+                    let x = backend.embed(&table, 0);
                     let out = backend.linear(x, weight, None);
                     black_box(backend.read(out)[0])
                 });

@@ -57,8 +57,9 @@ pub trait Backend: Send {
     /// layers and not of all. What was made before the first layer, such as the residual, lives on.
     fn begin_layer(&mut self) {}
 
-    /// Looks up the step's tokens: `[num_tokens, hidden]`.
-    fn embed(&mut self, table: &Self::Matrix) -> Self::Tensor;
+    /// Looks up the step's tokens: `[num_tokens, hidden]`. The table's first row is that of token `first_token`; a token that it
+    /// does not hold is a row of zeros, as ranks need that hold a share of the table each.
+    fn embed(&mut self, table: &Self::Matrix, first_token: usize) -> Self::Tensor;
 
     /// Returns `x / rms(x) * weight`, row by row.
     fn rms_norm(&mut self, x: Self::Tensor, weight: &Self::Vector, eps: f32) -> Self::Tensor;
@@ -123,8 +124,33 @@ pub trait Backend: Send {
     /// Returns `silu(gate) * up` for `gate_up = [gate | up]`: `[rows, 2 * ffn]` to `[rows, ffn]`.
     fn silu_mul(&mut self, gate_up: Self::Tensor) -> Self::Tensor;
 
-    /// Sums `x` over all ranks, in place; nothing in a world of one.
-    fn all_reduce(&mut self, x: Self::Tensor);
+    /// Returns the sum of `x` over the ranks of the stage; in a world of one, `x`. It may have taken the place of `x`.
+    fn all_reduce(&mut self, x: Self::Tensor) -> Self::Tensor;
+
+    /// Sums `x` over the ranks, adds the sum to `residual` in place and returns the norm of that: what follows a row-parallel
+    /// product.
+    fn all_reduce_add_rms_norm(
+        &mut self,
+        x: Self::Tensor,
+        residual: Self::Tensor,
+        weight: &Self::Vector,
+        eps: f32,
+    ) -> Self::Tensor {
+        let sum = self.all_reduce(x);
+        self.add_rms_norm(sum, residual, weight, eps)
+    }
+
+    /// Sums `x` over the ranks and adds the sum to `residual` in place: what ends a stage that others follow.
+    fn all_reduce_add(&mut self, x: Self::Tensor, residual: Self::Tensor);
+
+    /// Returns the columns of all ranks of the stage side by side, `cols` in all; in a world of one, `x`.
+    fn gather_columns(&mut self, x: Self::Tensor, cols: usize) -> Self::Tensor;
+
+    /// Sends `x` to the rank of the next stage that holds the same share.
+    fn send(&mut self, x: Self::Tensor);
+
+    /// Returns what the rank of the stage before sends: `[num_tokens, cols]`.
+    fn receive(&mut self, cols: usize) -> Self::Tensor;
 
     /// Returns some rows of `x`, in the order given.
     fn gather_rows(&mut self, x: Self::Tensor, rows: &[u32]) -> Self::Tensor;

@@ -31,6 +31,7 @@ use quantize::QuantRows;
 use rope::{Angles, MAX_HEAD_DIM, RopeWrite};
 use rows::{Norm, for_each_row};
 use simd::dispatch;
+use stallfree_comm::{Lost, Peers};
 
 pub use kv_cache::KvType;
 pub use matrix::{Matrix, dequantize};
@@ -74,6 +75,7 @@ impl fmt::Display for CpuConfig {
 #[derive(Debug)]
 pub struct CpuBackend {
     config: CpuConfig,
+    peers: Peers,
     pool: Pool,
     arena: Arena,
     inputs: StepInputs,
@@ -93,11 +95,19 @@ pub struct CpuBackend {
 pub struct Vector(Vec<f32>);
 
 impl CpuBackend {
-    /// Starts the threads.
+    /// Starts the threads of a rank that has no others.
     ///
     /// # Errors
     /// The system refuses a thread.
-    pub fn new(mut config: CpuConfig) -> Result<Self, KernelError> {
+    pub fn new(config: CpuConfig) -> Result<Self, KernelError> {
+        Self::with_peers(config, Peers::none())
+    }
+
+    /// Starts the threads of one rank of several.
+    ///
+    /// # Errors
+    /// The system refuses a thread.
+    pub fn with_peers(mut config: CpuConfig, peers: Peers) -> Result<Self, KernelError> {
         if !config.isa.is_available() {
             config.isa = Isa::Portable;
         }
@@ -108,6 +118,7 @@ impl CpuBackend {
         })?;
         Ok(Self {
             config,
+            peers,
             pool,
             arena: Arena::default(),
             inputs: StepInputs::default(),
@@ -163,6 +174,15 @@ impl CpuBackend {
             dispatch(isa, Norm { x, residual, weight: &weight.0, eps, to });
         });
         out
+    }
+}
+
+/// Ends the rank: without the others it can do nothing.
+#[expect(clippy::panic, reason = "the executor's thread turns it into the loss of the engine")]
+fn must<T>(result: Result<T, Lost>) -> T {
+    match result {
+        Ok(value) => value,
+        Err(error) => panic!("{error}"),
     }
 }
 
@@ -241,7 +261,7 @@ impl Backend for CpuBackend {
         self.arena.begin_layer();
     }
 
-    fn embed(&mut self, table: &Matrix) -> Tensor {
+    fn embed(&mut self, table: &Matrix, first_token: usize) -> Tensor {
         let cols = table.cols;
         let out = self.arena.take(self.inputs.token_ids.len(), cols);
         let token_ids = &self.inputs.token_ids;
@@ -249,7 +269,10 @@ impl Backend for CpuBackend {
         for_each_row(&mut self.pool, token_ids.len(), cols, &|row| {
             // SAFETY: each row is visited once.
             let to = unsafe { to.part(row * cols..(row + 1) * cols) };
-            table.read_row(token_ids[row] as usize, to);
+            match (token_ids[row] as usize).checked_sub(first_token) {
+                Some(token) if token < table.rows => table.read_row(token, to),
+                _ => to.fill(0.0),
+            }
         });
         out
     }
@@ -316,7 +339,47 @@ impl Backend for CpuBackend {
         out
     }
 
-    fn all_reduce(&mut self, _: Tensor) {}
+    fn all_reduce(&mut self, x: Tensor) -> Tensor {
+        must(self.peers.tensor.all_reduce(self.arena.get_mut(x)));
+        x
+    }
+
+    fn all_reduce_add(&mut self, x: Tensor, residual: Tensor) {
+        let x = self.all_reduce(x);
+        let ([x], [sum]) = self.arena.split([x], [residual]);
+        sum.iter_mut().zip(x).for_each(|(sum, x)| *sum += x);
+    }
+
+    fn gather_columns(&mut self, x: Tensor, cols: usize) -> Tensor {
+        if self.peers.tensor.world_size() == 1 {
+            return x;
+        }
+        let out = self.arena.take(x.rows, cols);
+        let parts = must(self.peers.tensor.all_gather(self.arena.get(x)));
+        let to = self.arena.get_mut(out);
+        let mut first = 0;
+        for part in parts {
+            let width = part.len() / x.rows.max(1);
+            for (to, part) in to.chunks_exact_mut(cols).zip(part.chunks_exact(width)) {
+                to[first..first + width].copy_from_slice(part);
+            }
+            first += width;
+        }
+        out
+    }
+
+    fn send(&mut self, x: Tensor) {
+        let stages = &self.peers.stages;
+        must(stages.send(stages.rank() + 1, self.arena.get(x)));
+    }
+
+    fn receive(&mut self, cols: usize) -> Tensor {
+        let stages = &self.peers.stages;
+        let values = must(stages.recv(stages.rank().wrapping_sub(1)));
+        let out = self.arena.take(self.inputs.token_ids.len(), cols);
+        self.arena.get_mut(out).copy_from_slice(&values);
+        out
+    }
 
     fn gather_rows(&mut self, x: Tensor, rows: &[u32]) -> Tensor {
         let out = self.arena.take(rows.len(), x.cols);

@@ -11,7 +11,7 @@ use stallfree_kernels::WeightType;
 
 use crate::registry::{self, Architecture};
 use crate::tokenizer_source::DUMMY_CHAT_TEMPLATE;
-use crate::weight::Weight;
+use crate::weight::{Cut, Weight};
 use crate::{Error, GenerationDefaults, ModelConfig, SpecialTokens, TokenizerSource, config};
 use dummy::Dummy;
 pub(crate) use gguf::{Gguf, Value};
@@ -193,10 +193,23 @@ impl Checkpoint {
         )
     }
 
-    /// Returns the weight `name` with the shape that the configuration implies.
-    pub(crate) fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight<'_>, Error> {
+    /// Returns a part of the weight `name`, which has the shape that the configuration implies.
+    pub(crate) fn weight(
+        &self,
+        name: &str,
+        shape: &[usize],
+        cut: &Cut,
+    ) -> Result<Weight<'_>, Error> {
+        match &self.weights {
+            Weights::Dummy(dummy) => Ok(dummy.tensor(name, shape, cut)),
+            _ => self.stored(name, shape)?.cut(cut),
+        }
+    }
+
+    /// Returns a weight as the files have it.
+    fn stored(&self, name: &str, shape: &[usize]) -> Result<Weight<'_>, Error> {
         let stored = match &self.weights {
-            Weights::Dummy(dummy) => return Ok(dummy.tensor(name, shape)),
+            Weights::Dummy(_) => None,
             Weights::Safetensors(files) => files.tensor(&self.stored_name(name))?,
             Weights::Gguf(file) => {
                 file.tensor(&self.stored_name(name)).map(|(info, bytes)| Weight {

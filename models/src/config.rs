@@ -3,6 +3,7 @@
 mod gguf;
 mod hf;
 
+use stallfree_comm::Share;
 use stallfree_kernels::{AttentionSpec, WeightType};
 
 use crate::Error;
@@ -123,13 +124,13 @@ impl ModelConfig {
         (columns * size(self.hidden_size)) as u64
     }
 
-    /// Returns the shape of one layer's attention.
+    /// Returns the shape of a rank's share of one layer's attention.
     #[must_use]
-    pub fn attention_spec(&self, layer: usize) -> AttentionSpec {
+    pub fn attention_spec(&self, layer: usize, share: Share) -> AttentionSpec {
         let window = self.sliding_window.filter(|window| layer >= window.first_layer);
         AttentionSpec {
-            num_heads: self.num_heads,
-            num_kv_heads: self.num_kv_heads,
+            num_heads: self.heads_of(share).len(),
+            num_kv_heads: self.kv_heads_of(share).len(),
             head_dim: self.head_dim,
             scale: 1.0 / (self.head_dim as f32).sqrt(),
             sliding_window: window.map(|window| window.size),

@@ -43,6 +43,14 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// The model cannot be spread over so many ranks.
+    #[error("{flag}: {problem}")]
+    Split {
+        /// The flag that asks for them.
+        flag: &'static str,
+        /// What does not fit.
+        problem: String,
+    },
     /// The model needs something that is not there.
     #[error("{what} is not supported; supported: {supported}")]
     Unsupported {

@@ -3,9 +3,8 @@
 //! # Source
 //! Cai et al. 2024, InternLM2 technical report, §2.2.
 
-use std::ops::Range;
-
 use serde_json::Value;
+use stallfree_comm::Share;
 use stallfree_kernels::Backend;
 
 use crate::layers::{AttentionWeights, Linear};
@@ -59,10 +58,11 @@ pub(crate) fn build<B: Backend>(loader: &mut Loader<'_, B>) -> Result<Decoder<B>
         let rows = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim;
         let weight =
             loader.weight(&format!("{prefix}.wqkv.weight"), &[rows, config.hidden_size])?;
-        let weight = loader.matrix(ungroup(&weight, config))?;
+        let share = loader.part().tensor;
+        let weight = loader.matrix(ungroup(&weight, config, share))?;
         let bias = if config.biases.qkv {
             let bias = loader.weight(&format!("{prefix}.wqkv.bias"), &[rows])?;
-            Some(loader.vector(&ungroup(&bias, config))?)
+            Some(loader.vector(&ungroup(&bias, config, share))?)
         } else {
             None
         };
@@ -74,17 +74,13 @@ pub(crate) fn build<B: Backend>(loader: &mut Loader<'_, B>) -> Result<Decoder<B>
     })
 }
 
-/// Takes apart rows that come as, per key-value head, its queries, its key and its value; returns all queries, all keys, all values.
-fn ungroup<'a>(wqkv: &Weight<'a>, config: &ModelConfig) -> Vec<Weight<'a>> {
+/// Takes apart rows that come as, per key-value head, its queries, its key and its value; returns a rank's queries, keys, values.
+fn ungroup<'a>(wqkv: &Weight<'a>, config: &ModelConfig, share: Share) -> Vec<Weight<'a>> {
     let queries = config.num_heads / config.num_kv_heads;
-    let parts: [Range<usize>; 3] = [0..queries, queries..queries + 1, queries + 1..queries + 2];
-    let heads = parts.into_iter().flat_map(|part| {
-        (0..config.num_kv_heads).map(move |group| {
-            let first = group * (queries + 2);
-            first + part.start..first + part.end
-        })
-    });
-    heads
-        .map(|heads| wqkv.rows(heads.start * config.head_dim..heads.end * config.head_dim))
-        .collect()
+    let query = |head: usize| head / queries * (queries + 2) + head % queries;
+    let key_value = |place: usize| move |head: usize| head * (queries + 2) + queries + place;
+    let kv_heads = || config.kv_heads_of(share);
+    let heads = config.heads_of(share).map(query);
+    let heads = heads.chain(kv_heads().map(key_value(0))).chain(kv_heads().map(key_value(1)));
+    heads.map(|head| wqkv.rows(config.elements_of(head..head + 1))).collect()
 }

@@ -9,6 +9,6 @@ pub(crate) mod rope;
 
 pub(crate) use attention::{Attention, AttentionWeights};
 pub(crate) use decoder_layer::DecoderLayer;
-pub(crate) use linear::Linear;
+pub(crate) use linear::{Linear, Outputs};
 pub(crate) use mlp::Mlp;
 pub(crate) use norm::Norm;

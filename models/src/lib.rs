@@ -20,6 +20,7 @@ mod normal;
 mod qwen2;
 mod qwen3;
 pub mod registry;
+mod split;
 pub mod tiny;
 mod tokenizer_source;
 mod weight;

@@ -8,6 +8,7 @@
 //! # Source
 //! Touvron et al. 2023 (Llama, Llama 2); Dubey et al. 2024 (Llama 3, the frequencies of 3.1).
 
+use stallfree_comm::Part;
 use stallfree_kernels::Backend;
 
 use crate::layers::{Attention, AttentionWeights, DecoderLayer, Mlp, Norm, rope};
@@ -28,15 +29,18 @@ pub(crate) fn build<B: Backend>(loader: &mut Loader<'_, B>) -> Result<Decoder<B>
     Decoder::load(loader, AttentionWeights::load)
 }
 
-/// A decoder-only transformer.
+/// A decoder-only transformer, or a rank's part of one.
 #[derive(Debug)]
 pub struct Decoder<B: Backend> {
     config: ModelConfig,
-    embedding: B::Matrix,
+    part: Part,
+    /// Where it is needed: on the first stage, and on the last if it is the head, too.
+    embedding: Option<B::Matrix>,
     rope: B::Rope,
     layers: Vec<DecoderLayer<B>>,
-    norm: Norm<B>,
-    /// `None`: the embedding table is the head, too.
+    /// On the last stage.
+    norm: Option<Norm<B>>,
+    /// On the last stage, unless the embedding table is the head.
     head: Option<B::Matrix>,
 }
 
@@ -45,22 +49,43 @@ impl<B: Backend> Model<B> for Decoder<B> {
         &self.config
     }
 
+    fn part(&self) -> Part {
+        self.part
+    }
+
     fn hidden(&self, backend: &mut B) -> B::Tensor {
-        let residual = backend.embed(&self.embedding);
+        let residual = match &self.embedding {
+            Some(table) if self.part.stage.is_first() => {
+                let first_token = self.config.tokens_of(self.part.tensor).start;
+                let held = backend.embed(table, first_token);
+                backend.all_reduce(held)
+            }
+            _ => backend.receive(self.config.hidden_size),
+        };
         let mut x = None;
         for layer in &self.layers {
             backend.begin_layer();
             x = Some(layer.forward(backend, x, residual, &self.rope));
         }
-        match x {
-            Some(x) => self.norm.add_forward(backend, x, residual),
-            None => self.norm.forward(backend, residual),
+        match (x, &self.norm) {
+            (Some(x), Some(norm)) => return norm.add_forward(backend, x, residual),
+            (None, Some(norm)) => return norm.forward(backend, residual),
+            (Some(x), None) => backend.all_reduce_add(x, residual),
+            (None, None) => {}
         }
+        backend.send(residual);
+        residual
     }
 
     fn logits(&self, backend: &mut B, hidden: B::Tensor, rows: &[u32]) -> B::Tensor {
         let hidden = backend.gather_rows(hidden, rows);
-        backend.head(hidden, self.head.as_ref().unwrap_or(&self.embedding))
+        match self.head.as_ref().or(self.embedding.as_ref()) {
+            Some(head) => {
+                let held = backend.head(hidden, head);
+                backend.gather_columns(held, self.config.vocab_size)
+            }
+            None => hidden, // not the last stage
+        }
     }
 }
 
@@ -71,18 +96,26 @@ impl<B: Backend> Decoder<B> {
         loader: &mut Loader<'a, B>,
         attention: impl Fn(&mut Loader<'a, B>, &str) -> Result<AttentionWeights<B>, Error>,
     ) -> Result<Self, Error> {
-        let config = loader.config();
-        let table =
-            loader.weight("model.embed_tokens.weight", &[config.vocab_size, config.hidden_size])?;
-        let embedding = loader.matrix(vec![table])?;
+        let (config, part) = (loader.config(), loader.part());
+        let (is_first, is_last) = (part.stage.is_first(), part.stage.is_last());
+        let tied = config.tie_word_embeddings;
+        let embedding = match is_first || (is_last && tied) {
+            true => Some(load_table(loader, "model.embed_tokens.weight")?),
+            false => None,
+        };
         let rope = load_rope(loader)?;
-        let mut layers = Vec::with_capacity(config.num_layers.min(1024));
-        for layer in 0..config.num_layers {
+        let held = config.layers_of(part);
+        let mut layers = Vec::with_capacity(held.len().min(1024));
+        for (place, layer) in held.enumerate() {
             let prefix = format!("model.layers.{layer}");
             let weights = attention(loader, &format!("{prefix}.self_attn"))?;
             layers.push(DecoderLayer {
                 input_norm: Norm::load(loader, &format!("{prefix}.input_layernorm"))?,
-                attention: Attention::new(layer, config.attention_spec(layer), weights),
+                attention: Attention::new(
+                    place,
+                    config.attention_spec(layer, part.tensor),
+                    weights,
+                ),
                 post_attention_norm: Norm::load(
                     loader,
                     &format!("{prefix}.post_attention_layernorm"),
@@ -90,16 +123,21 @@ impl<B: Backend> Decoder<B> {
                 mlp: Mlp::load(loader, &format!("{prefix}.mlp"))?,
             });
         }
-        let norm = Norm::load(loader, "model.norm")?;
-        let head = if config.tie_word_embeddings {
-            None
-        } else {
-            let weight =
-                loader.weight("lm_head.weight", &[config.vocab_size, config.hidden_size])?;
-            Some(loader.matrix(vec![weight])?)
+        let norm = if is_last { Some(Norm::load(loader, "model.norm")?) } else { None };
+        let head = match is_last && !tied {
+            true => Some(load_table(loader, "lm_head.weight")?),
+            false => None,
         };
-        Ok(Self { config: config.clone(), embedding, rope, layers, norm, head })
+        Ok(Self { config: config.clone(), part, embedding, rope, layers, norm, head })
     }
+}
+
+/// Loads a rank's tokens of the embedding table or the head.
+fn load_table<B: Backend>(loader: &mut Loader<'_, B>, name: &str) -> Result<B::Matrix, Error> {
+    let config = loader.config();
+    let held = config.tokens_of(loader.part().tensor);
+    let weight = loader.rows(name, &[config.vocab_size, config.hidden_size], held)?;
+    loader.matrix(vec![weight])
 }
 
 fn load_rope<B: Backend>(loader: &mut Loader<'_, B>) -> Result<B::Rope, Error> {

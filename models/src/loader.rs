@@ -1,24 +1,36 @@
 //! Brings a checkpoint's weights onto a backend.
 
 use std::fmt;
+use std::ops::Range;
 
+use stallfree_comm::Part;
 use stallfree_kernels::{Backend, WeightType};
 
-use crate::weight::Weight;
+use crate::weight::{Cut, Weight};
 use crate::{Checkpoint, Error, Model, ModelConfig, registry};
 
 /// How weights are loaded.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub struct LoadOptions<'a> {
     /// The type that matrices are converted to; quantized ones stay as they are.
     pub dtype: DtypeChoice,
+    /// Which part of the model.
+    pub part: Part,
     /// Called after each weight with the bytes read so far and in all.
-    pub progress: Option<&'a dyn Fn(u64, u64)>,
+    pub progress: Option<&'a (dyn Fn(u64, u64) + Sync)>,
+}
+
+impl Default for LoadOptions<'_> {
+    /// The whole model, as the file has it.
+    fn default() -> Self {
+        Self { dtype: DtypeChoice::Auto, part: Part::WHOLE, progress: None }
+    }
 }
 
 impl fmt::Debug for LoadOptions<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LoadOptions").field("dtype", &self.dtype).finish_non_exhaustive()
+        let mut fields = f.debug_struct("LoadOptions");
+        fields.field("dtype", &self.dtype).field("part", &self.part).finish_non_exhaustive()
     }
 }
 
@@ -47,16 +59,18 @@ impl DtypeChoice {
     }
 }
 
-/// Loads a model.
+/// Loads a model, or a part of it.
 ///
 /// # Errors
-/// A weight is missing, cut off, of the wrong shape or of a type that is not supported, or the backend's memory is short.
+/// The model cannot be split so, a weight is missing, cut off, of the wrong shape or of a type that is not supported, or the backend's memory is short.
 pub fn load<B: Backend + 'static>(
     checkpoint: &Checkpoint,
     backend: &mut B,
     options: &LoadOptions<'_>,
 ) -> Result<Box<dyn Model<B>>, Error> {
-    let total = checkpoint.num_bytes();
+    let part = options.part;
+    checkpoint.config().check_split(part.tensor.of, part.stage.of)?;
+    let total = checkpoint.num_bytes() / part.world_size() as u64;
     registry::build(&mut Loader { checkpoint, backend, options: *options, done: 0, total })
 }
 
@@ -74,6 +88,11 @@ impl<'a, B: Backend> Loader<'a, B> {
         self.checkpoint.config()
     }
 
+    /// Returns the part that is loaded.
+    pub(crate) fn part(&self) -> Part {
+        self.options.part
+    }
+
     /// Tells whether the checkpoint holds the weight `name`.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.checkpoint.has(name)
@@ -81,7 +100,33 @@ impl<'a, B: Backend> Loader<'a, B> {
 
     /// Reads the weight `name`, which must have the shape `shape`.
     pub(crate) fn weight(&mut self, name: &str, shape: &[usize]) -> Result<Weight<'a>, Error> {
-        let weight = self.checkpoint.weight(name, shape)?;
+        self.read(name, shape, &Cut::Whole)
+    }
+
+    /// Reads some rows of the weight `name`.
+    pub(crate) fn rows(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        rows: Range<usize>,
+    ) -> Result<Weight<'a>, Error> {
+        let cut = if rows.len() == shape[0] { Cut::Whole } else { Cut::Rows(rows) };
+        self.read(name, shape, &cut)
+    }
+
+    /// Reads some columns of the weight `name`.
+    pub(crate) fn columns(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        columns: Range<usize>,
+    ) -> Result<Weight<'a>, Error> {
+        let cut = if columns.len() == shape[1] { Cut::Whole } else { Cut::Columns(columns) };
+        self.read(name, shape, &cut)
+    }
+
+    fn read(&mut self, name: &str, shape: &[usize], cut: &Cut) -> Result<Weight<'a>, Error> {
+        let weight = self.checkpoint.weight(name, shape, cut)?;
         self.done += weight.bytes.len() as u64;
         if let Some(progress) = self.options.progress {
             progress(self.done.min(self.total), self.total);

@@ -1,5 +1,6 @@
 //! What a loaded model can do.
 
+use stallfree_comm::Part;
 use stallfree_kernels::{Backend, KvSpec};
 
 use crate::ModelConfig;
@@ -12,13 +13,17 @@ pub trait Model<B: Backend>: Send {
     /// Returns what the model was built from.
     fn config(&self) -> &ModelConfig;
 
-    /// Runs all layers over the step's tokens and returns their final hidden states, already normed.
+    /// Returns the part of the model that this is.
+    fn part(&self) -> Part;
+
+    /// Runs all layers over the step's tokens and returns their final hidden states, already normed. On a stage that others follow
+    /// it sends on what they continue from, and returns that.
     ///
     /// # Shapes
     /// - returns `[num_tokens, hidden_size]`
     fn hidden(&self, backend: &mut B) -> B::Tensor;
 
-    /// Returns the logits of some rows of `hidden`, in the order given.
+    /// Returns the logits of some rows of `hidden`, in the order given. Only the last stage has any.
     ///
     /// # Shapes
     /// - `hidden`: `[num_tokens, hidden_size]`
@@ -33,13 +38,6 @@ pub trait Model<B: Backend>: Send {
 
     /// Returns what the KV cache has to hold for `num_blocks` blocks of `block_size` tokens.
     fn kv_spec(&self, num_blocks: usize, block_size: usize) -> KvSpec {
-        let config = self.config();
-        KvSpec {
-            num_layers: config.num_layers,
-            num_blocks,
-            block_size,
-            num_kv_heads: config.num_kv_heads,
-            head_dim: config.head_dim,
-        }
+        self.config().kv_spec(self.part(), num_blocks, block_size)
     }
 }

@@ -6,6 +6,8 @@ use std::ops::Range;
 use half::{bf16, f16};
 use stallfree_kernels::{WeightTensor, WeightType};
 
+use crate::Error;
+
 /// A weight's bytes, borrowed from the file where they need no change.
 #[derive(Clone, Debug)]
 pub(crate) struct Weight<'a> {
@@ -17,6 +19,17 @@ pub(crate) struct Weight<'a> {
     pub(crate) bytes: Cow<'a, [u8]>,
 }
 
+/// Which part of a weight a rank holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// All of it.
+    Whole,
+    /// Some rows, or elements of a vector: a share of a product's outputs.
+    Rows(Range<usize>),
+    /// Some columns: a share of a product's inputs.
+    Columns(Range<usize>),
+}
+
 impl Weight<'_> {
     pub(crate) fn as_tensor(&self) -> WeightTensor<'_> {
         WeightTensor { name: &self.name, dtype: self.dtype, shape: &self.shape, bytes: &self.bytes }
@@ -24,6 +37,37 @@ impl Weight<'_> {
 
     fn row_bytes(&self) -> usize {
         self.bytes.len() / self.shape.first().copied().unwrap_or(1).max(1)
+    }
+
+    /// Returns a part.
+    ///
+    /// # Errors
+    /// The part's columns are not whole blocks of a quantized weight.
+    pub(crate) fn cut(self, cut: &Cut) -> Result<Self, Error> {
+        match cut {
+            Cut::Whole => Ok(self),
+            Cut::Rows(rows) => Ok(self.rows(rows.clone())),
+            Cut::Columns(columns) => self.columns(columns.clone()),
+        }
+    }
+
+    /// Returns some columns, which are copied.
+    fn columns(self, columns: Range<usize>) -> Result<Self, Error> {
+        let (block, row_bytes) = (self.dtype.block_len(), self.row_bytes());
+        if !columns.start.is_multiple_of(block) || !columns.end.is_multiple_of(block) {
+            let problem = format!(
+                "weight {} is {:?}, whose blocks of {block} elements would be cut",
+                self.name, self.dtype
+            );
+            return Err(Error::Split { flag: "--tensor-parallel-size", problem });
+        }
+        let range = self.dtype.bytes_for(columns.start)..self.dtype.bytes_for(columns.end);
+        let mut bytes = Vec::with_capacity(self.shape[0] * range.len());
+        for row in self.bytes.chunks_exact(row_bytes.max(1)) {
+            bytes.extend_from_slice(&row[range.clone()]);
+        }
+        let shape = vec![self.shape[0], columns.len()];
+        Ok(Self { shape, bytes: bytes.into(), ..self })
     }
 
     /// Returns some rows, without copying what is borrowed.

@@ -8,11 +8,12 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Map, Value, json};
 use stallfree_kernels::cpu::{CpuConfig, KvType};
+use stallfree_kernels::cuda::MAX_RANKS;
 use stallfree_models::DtypeChoice;
 use stallfree_scheduler::{Ordering, Registry, SchedulerConfig};
 use stallfree_server::{CorsConfig, Limits, ReportConfig};
-use stallfree_sim::{Calibration, Factors, Gpu, Parallel};
-use stallfree_worker::KvSize;
+use stallfree_sim::{Calibration, Factors, Gpu};
+use stallfree_worker::{KvSize, Parallel};
 
 use crate::args::{
     Auto, CacheArgs, DeviceKind, Dtype, EngineArgs, Kernels, LoadFormat, ModelArgs, SchedulerArgs,
@@ -37,6 +38,8 @@ pub(crate) struct InstanceConfig {
     pub(crate) max_model_len: Auto,
     /// Where to compute.
     pub(crate) device: DeviceConfig,
+    /// Over how many ranks the model is spread.
+    pub(crate) parallel: Parallel,
     /// Tokens a block.
     pub(crate) block_size: usize,
     /// How much KV cache to take.
@@ -69,8 +72,6 @@ pub(crate) struct SimDevice {
     pub(crate) gpu: Gpu,
     /// How much of their data sheet they reach.
     pub(crate) factors: Factors,
-    /// Over how many a model is spread.
-    pub(crate) parallel: Parallel,
     /// The share of their memory to take.
     pub(crate) memory_utilization: f64,
 }
@@ -89,14 +90,6 @@ impl DeviceConfig {
         match self {
             Self::Cpu(_) | Self::Cuda(_) => Value::Null,
             Self::Sim(sim) => json!({ "gpu": sim.gpu, "factors": sim.factors }),
-        }
-    }
-
-    /// Returns how many GPUs a model is spread over.
-    pub(crate) const fn num_gpus(&self) -> usize {
-        match self {
-            Self::Cpu(_) | Self::Cuda(_) => 1,
-            Self::Sim(sim) => sim.parallel.tensor * sim.parallel.pipeline,
         }
     }
 }
@@ -189,6 +182,8 @@ impl InstanceConfig {
         // Only to find out now, not after minutes of loading, whether name and settings do.
         Registry::default().build(&scheduler.scheduler, &scheduler_config)?;
         let device = device(model.dtype, cache, environment)?;
+        let parallel =
+            Parallel { tensor: cache.tensor_parallel_size, pipeline: cache.pipeline_parallel_size };
         Ok(Self {
             weights: match (&device, model.load_format) {
                 // A simulation reads no weights.
@@ -208,6 +203,7 @@ impl InstanceConfig {
             },
             max_model_len: model.max_model_len.unwrap_or(Auto::Fit),
             device,
+            parallel,
             block_size: cache.block_size,
             kv_size: match (cache.num_gpu_blocks_override, cache.kv_cache_memory_bytes) {
                 (Some(num_blocks), _) => KvSize::Blocks(num_blocks),
@@ -285,19 +281,10 @@ fn device(dtype: Dtype, cache: &CacheArgs, environment: &Environment) -> Result<
     if let DeviceKind::Sim(name) = &cache.device {
         return simulated(name, cache);
     }
-    for (flag, size) in [
-        ("--tensor-parallel-size", cache.tensor_parallel_size),
-        ("--pipeline-parallel-size", cache.pipeline_parallel_size),
-    ] {
-        if size > 1 {
-            bail!(
-                "{flag} {size}: more than one device is only simulated so far; add --device sim:GPU"
-            )
-        }
-    }
     if cache.device == DeviceKind::Cpu {
         return Ok(DeviceConfig::Cpu(on_cpu));
     }
+    let (tensor, stages) = (cache.tensor_parallel_size, cache.pipeline_parallel_size);
     let found = stallfree_device::probe();
     let needed = ["libnvrtc", "libcublasLt"];
     let missing: Vec<&str> =
@@ -309,6 +296,16 @@ fn device(dtype: Dtype, cache: &CacheArgs, environment: &Environment) -> Result<
             "{} not found; install CUDA 13's (PyPI: nvidia-cuda-nvrtc, nvidia-cublas) and put the folder on LD_LIBRARY_PATH",
             missing.join(" and ")
         )),
+        (Some(_), count) if count < tensor * stages => Some(format!(
+            "--tensor-parallel-size {tensor} and --pipeline-parallel-size {stages} need {} GPUs, and the driver lists {count}",
+            tensor * stages
+        )),
+        _ if stages > 1 => {
+            Some("--pipeline-parallel-size: stages are on CPUs and simulated so far".to_owned())
+        }
+        _ if tensor > MAX_RANKS => {
+            Some(format!("--tensor-parallel-size: at most {MAX_RANKS} GPUs share a layer"))
+        }
         _ => None,
     };
     match (&cache.device, problem) {
@@ -332,10 +329,6 @@ fn simulated(name: &str, cache: &CacheArgs) -> Result<DeviceConfig> {
     Ok(DeviceConfig::Sim(SimDevice {
         gpu,
         factors,
-        parallel: Parallel {
-            tensor: cache.tensor_parallel_size,
-            pipeline: cache.pipeline_parallel_size,
-        },
         memory_utilization: cache.gpu_memory_utilization,
     }))
 }

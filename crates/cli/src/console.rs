@@ -1,9 +1,9 @@
 //! Text for people: what commands print, and how sizes, times and tables look.
 
-use std::cell::Cell;
 use std::fmt::Display;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use stallfree_core::{Clock as _, Time, WallClock};
@@ -66,7 +66,7 @@ pub(crate) struct LoadProgress {
     what: &'static str,
     clock: WallClock,
     /// Unset until the load begins.
-    last_line: Cell<Option<Time>>,
+    last_line: Mutex<Option<Time>>,
 }
 
 impl LoadProgress {
@@ -74,20 +74,21 @@ impl LoadProgress {
 
     /// Starts the clock.
     pub(crate) fn new(what: &'static str) -> Self {
-        Self { what, clock: WallClock::start(), last_line: Cell::new(None) }
+        Self { what, clock: WallClock::start(), last_line: Mutex::new(None) }
     }
 
     /// Takes note that `done` of `total` are there: bytes, or whatever is counted.
     pub(crate) fn show(&self, done: u64, total: u64) {
         let now = self.clock.now();
-        match self.last_line.get() {
+        let mut last_line = self.last_line.lock().unwrap_or_else(PoisonError::into_inner);
+        match *last_line {
             Some(last) if now - last >= Self::LINE_EVERY => {
                 tracing::info!("{}: {} %", self.what, 100 * done / total.max(1));
             }
             Some(_) => return,
             None => {}
         }
-        self.last_line.set(Some(now));
+        *last_line = Some(now);
     }
 }
 

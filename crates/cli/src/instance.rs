@@ -218,13 +218,15 @@ fn start_worker(checkpoint: &Checkpoint, path: &Path, config: &InstanceConfig) -
     let max_kv_tokens = config.scheduler.max_num_seqs.saturating_mul(wanted);
     let progress = console::LoadProgress::new("Loading weights");
     let show = |done, total| progress.show(done, total);
-    let options = LoadOptions { dtype: config.dtype, progress: Some(&show) };
+    let options =
+        LoadOptions { dtype: config.dtype, progress: Some(&show), ..LoadOptions::default() };
     let InstanceConfig { block_size, kv_size, .. } = *config;
     let (executor, worker) = match &config.device {
         DeviceConfig::Sim(device) => return simulation::start(path, device, config),
         DeviceConfig::Cpu(cpu) => {
             let worker = CpuWorkerConfig {
                 cpu: cpu.clone(),
+                parallel: config.parallel,
                 block_size,
                 kv_size,
                 max_kv_tokens,
@@ -235,7 +237,7 @@ fn start_worker(checkpoint: &Checkpoint, path: &Path, config: &InstanceConfig) -
         }
         DeviceConfig::Cuda(gpu) => {
             let worker = CudaWorkerConfig {
-                ordinal: 0,
+                parallel: config.parallel,
                 kernel_cache: gpu.kernel_cache.clone(),
                 ampere_path: gpu.ampere_path,
                 block_size,
@@ -281,10 +283,7 @@ fn scheduler_config(
             Auto::Fit => model_len.min(worker.kv.num_tokens()),
         },
         // Batches in different stages hold different sequences.
-        decode_pending: match &config.device {
-            DeviceConfig::Sim(sim) => sim.parallel.pipeline == 1,
-            DeviceConfig::Cpu(_) | DeviceConfig::Cuda(_) => given.decode_pending,
-        },
+        decode_pending: config.parallel.pipeline == 1,
         ..given
     }
 }

@@ -1,6 +1,8 @@
 //! Compiled kernels kept on disk, so that a second start compiles nothing.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -12,6 +14,9 @@ use crate::{Arch, Cubin, DeviceError, Source, compile, compiler_version};
 pub struct CubinCache {
     folder: PathBuf,
 }
+
+/// A lock for each file that was asked for: ranks of a process want the same kernels at the same time, and one compiles for all.
+static WANTED: Mutex<BTreeMap<PathBuf, Arc<Mutex<()>>>> = Mutex::new(BTreeMap::new());
 
 impl CubinCache {
     /// Uses `folder`, which is made on the first write.
@@ -41,6 +46,10 @@ impl CubinCache {
     pub fn get(&self, source: &Source, arch: Arch) -> Result<Cubin, DeviceError> {
         let version = compiler_version()?;
         let path = self.folder.join(file_name(source, arch, version));
+        let wanted = Arc::clone(
+            WANTED.lock().unwrap_or_else(PoisonError::into_inner).entry(path.clone()).or_default(),
+        );
+        let _compiling = wanted.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(image) = std::fs::read(&path).ok().and_then(parse_header) {
             return Ok(Cubin::new(image, String::new()));
         }

@@ -110,6 +110,26 @@ impl Device {
         }
     }
 
+    /// Lets this GPU read and write the memory of `peer`.
+    ///
+    /// # Errors
+    /// There is no path between them.
+    pub fn reach(&self, peer: &Self) -> Result<(), DeviceError> {
+        self.bind()?;
+        let mut can = 0;
+        // SAFETY: both handles came from cuDeviceGet, and the pointer is to a live integer.
+        let code = unsafe { cu::cuDeviceCanAccessPeer(&raw mut can, self.handle, peer.handle) };
+        check("cuDeviceCanAccessPeer", code)?;
+        if can == 0 {
+            return Err(DeviceError::OutOfReach { from: self.ordinal, to: peer.ordinal });
+        }
+        // SAFETY: this thread's context is set, and the peer's is retained until its drop.
+        match unsafe { cu::cuCtxEnablePeerAccess(peer.context, 0) } {
+            cu::CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED => Ok(()),
+            code => check("cuCtxEnablePeerAccess", code),
+        }
+    }
+
     /// Waits until everything submitted to this GPU is done.
     ///
     /// # Errors

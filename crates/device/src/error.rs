@@ -22,6 +22,14 @@ pub enum DeviceError {
         /// How many there are.
         count: usize,
     },
+    /// Two GPUs cannot use each other's memory.
+    #[error("GPU {from} cannot reach the memory of GPU {to}, which ranks that share a layer need")]
+    OutOfReach {
+        /// The one that would read.
+        from: usize,
+        /// The one that would be read.
+        to: usize,
+    },
     /// The GPU is too old for the kernels.
     #[error(
         "{name} has compute capability {major}.{minor}; the kernels need 8.0 (Ampere) or newer"

@@ -108,6 +108,8 @@ pub enum Arg {
     F32(f32),
     /// A view for the copy engine.
     Map(TensorMap),
+    /// Eight addresses, as a struct of pointers.
+    Addresses([u64; 8]),
 }
 
 impl From<DeviceSlice> for Arg {
@@ -236,6 +238,7 @@ fn arg_ptr(arg: &Arg) -> *mut c_void {
         Arg::I32(value) => (&raw const *value).cast_mut().cast(),
         Arg::I64(value) => (&raw const *value).cast_mut().cast(),
         Arg::F32(value) => (&raw const *value).cast_mut().cast(),
+        Arg::Addresses(addresses) => addresses.as_ptr().cast_mut().cast(),
         Arg::Map(map) => (&raw const map.0).cast_mut().cast(),
     }
 }

@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
+use stallfree_comm::{Mesh, Part, Peers};
 use stallfree_core::{Batch, BatchId, BlockId, Chunk, Clock, KvGeometry, SeqId, WallClock};
 use stallfree_kernels::Backend;
 use stallfree_kernels::cpu::{CpuBackend, CpuConfig, KvType};
-use stallfree_models::{Checkpoint, LoadOptions, Model};
+use stallfree_models::{Checkpoint, LoadOptions, Model, ModelConfig};
 
+use crate::ranks::{on_each, run_all};
 use crate::step_times::StepTimes;
-use crate::{Error, KvSize, Runner, ThreadExecutor, WorkerReport};
+use crate::{Error, KvSize, Parallel, Runner, ThreadExecutor, WorkerReport};
 
 /// A step that decodes wait for should take no longer than this.
 const STEP_TARGET: Duration = Duration::from_millis(500);
@@ -22,8 +24,10 @@ const DEFAULT_KV_BYTES: u64 = 4 << 30;
 /// How to start a worker on the CPU.
 #[derive(Clone, Debug)]
 pub struct CpuWorkerConfig {
-    /// Threads, instructions, the KV cache's type.
+    /// Threads of all ranks together, instructions, the KV cache's type.
     pub cpu: CpuConfig,
+    /// Over how many ranks the model is spread.
+    pub parallel: Parallel,
     /// Tokens a block.
     pub block_size: usize,
     /// How much KV cache to take.
@@ -46,48 +50,84 @@ pub fn start_cpu(
     options: &LoadOptions<'_>,
 ) -> Result<(ThreadExecutor, WorkerReport), Error> {
     let clock = WallClock::start();
-    let mut backend = CpuBackend::new(config.cpu.clone())?;
-    let model = stallfree_models::load(checkpoint, &mut backend, options)?;
+    let Parallel { tensor, pipeline } = config.parallel;
+    checkpoint.config().check_split(tensor, pipeline)?;
+    let parts = config.parallel.parts();
+    let ranks = load(checkpoint, config, options, &parts)?;
     let loaded = clock.now();
-    let kv = KvGeometry { num_blocks: num_blocks(&*model, config)?, block_size: config.block_size };
-    backend.allocate_kv(&model.kv_spec(kv.num_blocks, kv.block_size))?;
+    let num_blocks = num_blocks(checkpoint.config(), &parts, config)?;
+    let kv = KvGeometry { num_blocks, block_size: config.block_size };
+    let runners = on_each(ranks, |(mut backend, model)| {
+        backend.allocate_kv(&model.kv_spec(kv.num_blocks, kv.block_size))?;
+        Ok(Runner::new(backend, model, kv.block_size, MAX_TOKENS))
+    })?;
     let allocated = clock.now();
-    let mut probing = Probing {
-        runner: Runner::new(backend, model, config.block_size, MAX_TOKENS),
-        block_size: kv.block_size,
-        clock,
-        times: StepTimes::default(),
-    };
+    let mut probing =
+        Probing { runners, block_size: kv.block_size, clock, times: StepTimes::default() };
     let context = config.max_model_len.min(kv.num_tokens()).max(1);
     // Even where nobody asks, one step is timed, for the heartbeat to know what to expect of the first.
     let step_tokens = match config.measure_step {
         true => Some(probing.measure(context)?),
         false => probing.seconds_each(context.min(16), 0).map(|_| None)?,
     };
-    let Probing { runner, times, .. } = probing;
+    let Probing { runners, times, .. } = probing;
     let phases = vec![
         ("load weights", loaded.since_start()),
         ("allocate KV cache", allocated - loaded),
         ("measure a step", clock.now() - allocated),
     ];
+    let sum = |bytes: fn(&CpuBackend) -> usize| {
+        runners.iter().map(|runner| bytes(runner.backend()) as u64).sum()
+    };
     let report = WorkerReport {
         kv,
         weight_bytes: checkpoint.num_bytes(),
-        kv_bytes: runner.backend().kv_bytes() as u64,
-        activation_bytes: runner.backend().activation_bytes() as u64,
-        device: config.cpu.to_string(),
+        kv_bytes: sum(CpuBackend::kv_bytes),
+        activation_bytes: sum(CpuBackend::activation_bytes),
+        device: config.parallel.describe(&config.cpu.to_string()),
         step_tokens,
         phases,
     };
-    Ok((ThreadExecutor::spawn(runner, kv)?.expecting(times), report))
+    Ok((ThreadExecutor::spawn(runners, kv)?.expecting(times), report))
 }
 
-fn num_blocks(model: &dyn Model<CpuBackend>, config: &CpuWorkerConfig) -> Result<usize, Error> {
-    let spec = model.kv_spec(1, config.block_size);
-    // The cache pads a key block's positions and a value's elements to whole vectors.
-    let keys = spec.block_size.next_multiple_of(16) * spec.head_dim;
-    let values = spec.block_size * spec.head_dim.next_multiple_of(16);
-    let elements = spec.num_layers * spec.num_kv_heads * (keys + values);
+/// A rank's device with its part of the model.
+type LoadedRank = (CpuBackend, Box<dyn Model<CpuBackend>>);
+
+/// Loads every rank's part, on as many threads as it will compute with.
+fn load(
+    checkpoint: &Checkpoint,
+    config: &CpuWorkerConfig,
+    options: &LoadOptions<'_>,
+    parts: &[Part],
+) -> Result<Vec<LoadedRank>, Error> {
+    let num_threads = (config.cpu.num_threads / parts.len()).max(1);
+    let cpu = CpuConfig { num_threads, ..config.cpu.clone() };
+    on_each(parts.iter().zip(Mesh::threads(parts.len())), |(&part, world)| {
+        let mut backend = CpuBackend::with_peers(cpu.clone(), Peers::new(world, part))?;
+        let progress = options.progress.filter(|_| part.rank() == 0);
+        let options = LoadOptions { part, progress, ..*options };
+        let model = stallfree_models::load(checkpoint, &mut backend, &options)?;
+        Ok((backend, model))
+    })
+}
+
+/// Returns how many blocks the caches of all ranks have, which share the machine's memory.
+fn num_blocks(
+    model: &ModelConfig,
+    parts: &[Part],
+    config: &CpuWorkerConfig,
+) -> Result<usize, Error> {
+    let elements: usize = parts
+        .iter()
+        .map(|&part| {
+            let spec = model.kv_spec(part, 1, config.block_size);
+            // The cache pads a key block's positions and a value's elements to whole vectors.
+            let keys = spec.block_size.next_multiple_of(16) * spec.head_dim;
+            let values = spec.block_size * spec.head_dim.next_multiple_of(16);
+            spec.num_layers * spec.num_kv_heads * (keys + values)
+        })
+        .sum();
     let element_bytes = match config.cpu.kv_type {
         KvType::F16 => 2,
         KvType::F32 => 4,
@@ -111,9 +151,9 @@ fn free_memory() -> u64 {
     [kib.map(|kib| kib * 1024), group].into_iter().flatten().min().unwrap_or(8 << 30)
 }
 
-/// A runner whose steps are timed before it serves.
+/// Runners whose steps are timed before they serve.
 struct Probing {
-    runner: Runner<CpuBackend>,
+    runners: Vec<Runner<CpuBackend>>,
     block_size: usize,
     clock: WallClock,
     times: StepTimes,
@@ -139,7 +179,7 @@ impl Probing {
         let mut time = Duration::MAX;
         for _ in 0..2 {
             let started = self.clock.now();
-            self.runner.run(&probe(num_tokens, start, self.block_size))?;
+            run_all(&mut self.runners, &probe(num_tokens, start, self.block_size))?;
             time = time.min(self.clock.now() - started);
         }
         self.times.record(num_tokens, time);

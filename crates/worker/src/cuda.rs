@@ -2,21 +2,23 @@
 
 use std::path::PathBuf;
 
+use stallfree_comm::Part;
 use stallfree_core::{Clock, KvGeometry, WallClock};
 use stallfree_device::Dtype;
 use stallfree_kernels::cuda::{ActivationBytes, CudaBackend, CudaConfig, DECODE_SCRATCH_BYTES};
 use stallfree_kernels::{Backend, WeightType};
-use stallfree_models::{Checkpoint, DtypeChoice, LoadOptions, ModelConfig};
+use stallfree_models::{Checkpoint, DtypeChoice, LoadOptions, Model, ModelConfig};
 
 use crate::cpu::probe;
+use crate::ranks::{on_each, run_all};
 use crate::runner::HEAD_ROWS;
-use crate::{Error, KvSize, Runner, ThreadExecutor, WorkerReport};
+use crate::{Error, KvSize, Parallel, Runner, ThreadExecutor, WorkerReport};
 
 /// How to start a worker on a GPU.
 #[derive(Clone, Debug)]
 pub struct CudaWorkerConfig {
-    /// Which GPU.
-    pub ordinal: usize,
+    /// Over how many GPUs the model is spread, the first ones that the driver lists.
+    pub parallel: Parallel,
     /// Where compiled kernels are kept.
     pub kernel_cache: PathBuf,
     /// Keeps to Ampere's instructions, whatever the GPU.
@@ -43,35 +45,55 @@ pub fn start_cuda(
     checkpoint: &Checkpoint,
     config: &CudaWorkerConfig,
     options: &LoadOptions<'_>,
-    recording: &dyn Fn(usize, usize),
+    recording: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<(ThreadExecutor, WorkerReport), Error> {
     let clock = WallClock::start();
-    let mut backend = CudaBackend::new(backend_config(checkpoint, config, options.dtype))?;
+    let Parallel { tensor, pipeline } = config.parallel;
+    checkpoint.config().check_split(tensor, pipeline)?;
+    let open = |part| {
+        let backend = CudaBackend::new(backend_config(checkpoint, config, options.dtype, part))?;
+        Ok((part, backend))
+    };
+    let ranks = on_each(config.parallel.parts(), open)?;
     let opened = clock.now();
-    // The backend converts; matrices stay as they are until then.
-    let as_stored = LoadOptions { dtype: DtypeChoice::Auto, ..*options };
-    let model = stallfree_models::load(checkpoint, &mut backend, &as_stored)?;
+    let ranks = on_each(ranks, |(part, mut backend)| {
+        // The backend converts; matrices stay as they are until then.
+        let dtype = DtypeChoice::Auto;
+        let progress = options.progress.filter(|_| part.rank() == 0);
+        let options = LoadOptions { dtype, part, progress };
+        let model = stallfree_models::load(checkpoint, &mut backend, &options)?;
+        Ok((backend, model))
+    })?;
     let loaded = clock.now();
-    let spec = model.kv_spec(1, config.block_size);
-    let elements = spec.num_layers * spec.block_size * spec.num_kv_heads * spec.head_dim * 2;
-    let (free, total) = backend.memory()?;
-    let reserved = total as f64 * (1.0 - config.gpu_memory_utilization.clamp(0.0, 1.0));
-    let enough = config.max_kv_tokens.div_ceil(config.block_size);
-    let num_blocks = config
-        .kv_size
-        .num_blocks(elements as u64 * 2, enough, || (free as f64 - reserved).max(0.0) as u64)?;
+    // Every rank has as many blocks as the one with the least room.
+    let counts = ranks.iter().map(|(backend, model)| num_blocks(backend, &**model, config));
+    let counts: Vec<usize> = counts.collect::<Result<_, Error>>()?;
+    let num_blocks = counts.into_iter().min().unwrap_or(1);
     let kv = KvGeometry { num_blocks, block_size: config.block_size };
-    backend.allocate_kv(&model.kv_spec(kv.num_blocks, kv.block_size))?;
+    let mut runners = on_each(ranks, |(mut backend, model)| {
+        backend.allocate_kv(&model.kv_spec(kv.num_blocks, kv.block_size))?;
+        Ok(Runner::new(backend, model, kv.block_size, config.max_tokens))
+    })?;
     let allocated = clock.now();
-    let device = backend.device_name();
-    let mut runner = Runner::new(backend, model, config.block_size, config.max_tokens);
+    let device = runners.first().map_or(String::new(), |runner| runner.backend().device_name());
     // Compiles and loads every kernel, so that the first request does not wait for it.
     for num_tokens in [1, 32.min(kv.num_tokens())] {
-        runner.run(&probe(num_tokens, 0, kv.block_size))?;
+        run_all(&mut runners, &probe(num_tokens, 0, kv.block_size))?;
     }
+    connect(&mut runners, config.parallel, checkpoint.config().hidden_size)?;
     let warm = clock.now();
     let (num_seqs, context) = config.recorded;
-    runner.prepare(num_seqs.min(config.max_tokens), context.min(kv.num_tokens()), recording);
+    let (num_seqs, context) = (num_seqs.min(config.max_tokens), context.min(kv.num_tokens()));
+    on_each(&mut runners, |runner| {
+        let is_first = runner.part().rank() == 0;
+        let progress = |done, total| {
+            if is_first {
+                recording(done, total);
+            }
+        };
+        runner.prepare(num_seqs, context, &progress);
+        Ok(())
+    })?;
     let phases = vec![
         ("open GPU", opened.since_start()),
         ("load weights", loaded - opened),
@@ -79,22 +101,57 @@ pub fn start_cuda(
         ("warm up", warm - allocated),
         ("record steps", clock.now() - warm),
     ];
+    let sum = |bytes: fn(&CudaBackend) -> usize| {
+        runners.iter().map(|runner| bytes(runner.backend()) as u64).sum()
+    };
     let report = WorkerReport {
         kv,
-        weight_bytes: weight_bytes(checkpoint.config(), config.max_tokens) as u64,
-        kv_bytes: runner.backend().kv_bytes() as u64,
-        activation_bytes: runner.backend().activation_bytes() as u64,
-        device,
+        weight_bytes: checkpoint.config().num_parameters() * 2,
+        kv_bytes: sum(CudaBackend::kv_bytes),
+        activation_bytes: sum(CudaBackend::activation_bytes),
+        device: config.parallel.describe(&device),
         step_tokens: None,
         phases,
     };
-    Ok((ThreadExecutor::spawn(runner, kv)?, report))
+    Ok((ThreadExecutor::spawn(runners, kv)?, report))
+}
+
+/// Returns how many blocks a rank has room for.
+fn num_blocks(
+    backend: &CudaBackend,
+    model: &dyn Model<CudaBackend>,
+    config: &CudaWorkerConfig,
+) -> Result<usize, Error> {
+    let spec = model.kv_spec(1, config.block_size);
+    let elements = spec.num_layers * spec.block_size * spec.num_kv_heads * spec.head_dim * 2;
+    let (free, total) = backend.memory()?;
+    let reserved = total as f64 * (1.0 - config.gpu_memory_utilization.clamp(0.0, 1.0));
+    let enough = config.max_kv_tokens.div_ceil(config.block_size);
+    let free = || (free as f64 - reserved).max(0.0) as u64;
+    config.kv_size.num_blocks(elements as u64 * 2, enough, free)
+}
+
+/// Joins the ranks of each stage.
+fn connect(
+    runners: &mut [Runner<CudaBackend>],
+    parallel: Parallel,
+    hidden_size: usize,
+) -> Result<(), Error> {
+    if parallel == Parallel::NONE {
+        return Ok(());
+    }
+    for stage in runners.chunks_mut(parallel.tensor) {
+        let mut ranks: Vec<_> = stage.iter_mut().map(Runner::backend_mut).collect();
+        CudaBackend::connect(&mut ranks, hidden_size)?;
+    }
+    Ok(())
 }
 
 fn backend_config(
     checkpoint: &Checkpoint,
     config: &CudaWorkerConfig,
     dtype: DtypeChoice,
+    part: Part,
 ) -> CudaConfig {
     let model = checkpoint.config();
     let dtype = match (dtype, model.dtype) {
@@ -109,35 +166,40 @@ fn backend_config(
     // Batches of single tokens are filled up to numbers for which steps are recorded.
     let max_tokens = config.max_tokens.next_multiple_of(32);
     CudaConfig {
-        ordinal: config.ordinal,
+        ordinal: part.rank(),
         dtype,
         kernel_cache: config.kernel_cache.clone(),
         ampere_path: config.ampere_path,
-        weight_bytes: weight_bytes(model, max_tokens),
+        weight_bytes: weight_bytes(model, part, max_tokens),
         max_tokens,
-        activation_bytes: activation_bytes(model, max_tokens),
+        activation_bytes: activation_bytes(model, part, max_tokens),
     }
 }
 
-/// Returns the bytes of 16-bit weights, norms, biases and rotary angles, each padded to 256 bytes.
-fn weight_bytes(model: &ModelConfig, max_tokens: usize) -> usize {
-    let matrices = usize::try_from(model.num_parameters()).unwrap_or(usize::MAX / 4) * 2;
+/// Returns the bytes of a rank's 16-bit weights, norms, biases and rotary angles, each padded to 256 bytes.
+fn weight_bytes(model: &ModelConfig, part: Part, max_tokens: usize) -> usize {
+    let (num_layers, parameters) = model.held_by(part);
+    let matrices = usize::try_from(parameters).unwrap_or(usize::MAX / 4) * 2;
     let heads = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim;
     let vectors = (4 * model.hidden_size + heads + 4 * model.head_dim) * 2;
     let padding = 16 * 256;
-    matrices
-        + (model.num_layers + 1) * (vectors + padding)
-        + max_tokens * model.head_dim * 4
-        + (1 << 20)
+    matrices + (num_layers + 1) * (vectors + padding) + max_tokens * model.head_dim * 4 + (1 << 20)
 }
 
-fn activation_bytes(model: &ModelConfig, max_tokens: usize) -> ActivationBytes {
-    let query = model.num_heads * model.head_dim;
-    let qkv = query + 2 * model.num_kv_heads * model.head_dim;
-    let row = 5 * model.hidden_size + qkv + 2 * query + 3 * model.intermediate_size;
+fn activation_bytes(model: &ModelConfig, part: Part, max_tokens: usize) -> ActivationBytes {
+    let spec = model.attention_spec(0, part.tensor);
+    let query = spec.num_heads * spec.head_dim;
+    let qkv = query + 2 * spec.num_kv_heads * spec.head_dim;
+    let intermediate = part.tensor.range(model.intermediate_size).len();
+    let row = 5 * model.hidden_size + qkv + 2 * query + 3 * intermediate;
+    // What the embedding holds of each row, and its sum; logits likewise.
+    let (embedded, logits) = match part.tensor.of {
+        1 => (1, model.vocab_size),
+        ranks => (2, model.vocab_size + model.vocab_size.div_ceil(ranks) + 8),
+    };
     ActivationBytes {
-        base: max_tokens * model.hidden_size * 2 + (1 << 20),
+        base: embedded * max_tokens * model.hidden_size * 2 + (1 << 20),
         layer: max_tokens * row * 2 + DECODE_SCRATCH_BYTES + (1 << 20),
-        logits: HEAD_ROWS.min(max_tokens) * model.vocab_size * 4,
+        logits: HEAD_ROWS.min(max_tokens) * logits * 4 + 512,
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Waker;
 use std::thread::JoinHandle;
@@ -18,66 +18,121 @@ use crate::{Runner, SamplerError, Submitted};
 
 type Outcome = Result<StepOutput, ExecutorError>;
 
-/// An executor whose batches run one after the other on one device.
+/// An executor whose batches run one after the other on one device, or in step on the ranks of a model.
 ///
-/// On a device that runs beside the host, the next batch is submitted while one runs, so that the device never waits.
+/// On a device that runs beside the host, the next batch is submitted while one runs, so that the device never waits. Of several
+/// stages, each has its own batch. The first rank of the last stage answers; what fails on any rank is the loss of all.
 #[derive(Debug)]
 pub struct ThreadExecutor {
     geometry: KvGeometry,
     max_in_flight: usize,
     vocab_size: usize,
-    batches: Option<SyncSender<Batch>>,
+    /// To each rank; gone when the executor ends.
+    ranks: Vec<SyncSender<Work>>,
     outcomes: Receiver<Outcome>,
     waker: SharedWaker,
     threads: Vec<JoinHandle<()>>,
     in_flight: VecDeque<(BatchId, usize)>,
     times: StepTimes,
+    clock: WallClock,
+    /// A rank took no batch.
+    is_lost: bool,
 }
 
 /// Who is woken when an outcome is there.
 type SharedWaker = Arc<Mutex<Option<Waker>>>;
 
-/// A batch that was started, or why it was not.
+/// A batch, and when it came.
+type Work = (Arc<Batch>, Time);
+
+/// A batch that was started.
 struct Started<C> {
     batch: BatchId,
     at: Time,
-    submitted: Result<Submitted<C>, ExecutorError>,
+    submitted: Submitted<C>,
+}
+
+/// Where ranks put what the engine collects.
+#[derive(Clone)]
+struct Outbox {
+    outcomes: Sender<Outcome>,
+    waker: SharedWaker,
+    /// Says whose failure it is, where there are several ranks.
+    rank: String,
+}
+
+impl Outbox {
+    /// Returns whether anybody may still read it.
+    fn put(&self, outcome: Outcome) -> bool {
+        let outcome = outcome
+            .map_err(|error| ExecutorError { reason: self.rank.clone() + &error.reason, ..error });
+        let is_open = self.outcomes.send(outcome).is_ok();
+        if let Some(waker) = self.waker.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            waker.wake_by_ref();
+        }
+        is_open
+    }
 }
 
 impl ThreadExecutor {
-    /// Starts the threads.
+    /// Starts the threads of `runners`, the ranks of a model in order.
     ///
     /// # Errors
     /// The system refuses a thread.
     pub fn spawn<B: Backend + 'static>(
-        runner: Runner<B>,
+        runners: Vec<Runner<B>>,
         geometry: KvGeometry,
     ) -> std::io::Result<Self> {
-        let max_in_flight = B::MAX_IN_FLIGHT;
-        let (batches, work) = sync_channel(max_in_flight);
-        let (start, started) = sync_channel(max_in_flight);
-        let (done, outcomes) = sync_channel(max_in_flight);
-        let waker = SharedWaker::default();
-        let to_wake = Arc::clone(&waker);
-        let vocab_size = runner.vocab_size();
-        let clock = WallClock::start();
-        let worker = std::thread::Builder::new()
-            .name("stallfree-worker".to_owned())
-            .spawn(move || submit_all(runner, &work, &start, clock))?;
-        let collector = std::thread::Builder::new()
-            .name("stallfree-collector".to_owned())
-            .spawn(move || collect_all(&started, &done, &to_wake, clock))?;
-        Ok(Self {
+        let num_stages = runners.first().map_or(1, |runner| runner.part().stage.of);
+        let max_in_flight = if num_stages > 1 { num_stages } else { B::MAX_IN_FLIGHT };
+        let (outcomes, collected) = channel();
+        let mut this = Self {
             geometry,
             max_in_flight,
-            vocab_size,
-            batches: Some(batches),
-            outcomes,
-            waker,
-            threads: vec![worker, collector],
+            vocab_size: runners.first().map_or(0, Runner::vocab_size),
+            ranks: Vec::new(),
+            outcomes: collected,
+            waker: SharedWaker::default(),
+            threads: Vec::new(),
             in_flight: VecDeque::new(),
             times: StepTimes::default(),
-        })
+            clock: WallClock::start(),
+            is_lost: false,
+        };
+        for runner in runners {
+            this.add_rank(runner, outcomes.clone())?;
+        }
+        Ok(this)
+    }
+
+    fn add_rank<B: Backend + 'static>(
+        &mut self,
+        runner: Runner<B>,
+        outcomes: Sender<Outcome>,
+    ) -> std::io::Result<()> {
+        let (part, clock) = (runner.part(), self.clock);
+        let name = |role: &str| match part.world_size() {
+            1 => format!("stallfree-{role}"),
+            _ => format!("stallfree-{role}-{}", part.rank()),
+        };
+        let rank = match part.world_size() {
+            1 => String::new(),
+            size => format!("rank {} of {size}: ", part.rank()),
+        };
+        let outbox = Outbox { outcomes, waker: Arc::clone(&self.waker), rank };
+        let answers = part.stage.is_last() && part.tensor.is_first();
+        let (batches, work) = sync_channel(self.max_in_flight);
+        let (start, started) = sync_channel(self.max_in_flight);
+        let failures = outbox.clone();
+        let worker = std::thread::Builder::new()
+            .name(name("worker"))
+            .spawn(move || submit_all(runner, &work, &start, &failures))?;
+        let collector = std::thread::Builder::new()
+            .name(name("collector"))
+            .spawn(move || collect_all(&started, &outbox, answers, clock))?;
+        self.ranks.push(batches);
+        self.threads.extend([worker, collector]);
+        Ok(())
     }
 
     /// Predicts from steps that were timed before the first batch comes.
@@ -95,17 +150,23 @@ impl ThreadExecutor {
 /// Starts batches as they come; ends with the executor, or after a failure.
 fn submit_all<B: Backend>(
     mut runner: Runner<B>,
-    work: &Receiver<Batch>,
+    work: &Receiver<Work>,
     start: &SyncSender<Started<B::Choice>>,
-    clock: WallClock,
+    failures: &Outbox,
 ) {
-    for batch in work {
-        let at = clock.now();
+    for (batch, at) in work {
         // The runner is dropped after a panic, so nobody sees what it left behind.
-        let submitted = guarded(batch.id, || runner.submit(&batch));
-        let failed = submitted.is_err();
-        if start.send(Started { batch: batch.id, at, submitted }).is_err() || failed {
-            return;
+        match guarded(batch.id, || runner.submit(&batch)) {
+            Ok(submitted) => {
+                if start.send(Started { batch: batch.id, at, submitted }).is_err() {
+                    return;
+                }
+            }
+            // Told before the runner is dropped, by which other ranks learn of it: the cause comes first.
+            Err(error) => {
+                failures.put(Err(error));
+                return;
+            }
         }
     }
 }
@@ -113,23 +174,20 @@ fn submit_all<B: Backend>(
 /// Waits for batches in the order in which they were started.
 fn collect_all<C: Choice>(
     started: &Receiver<Started<C>>,
-    done: &SyncSender<Outcome>,
-    waker: &Mutex<Option<Waker>>,
+    outbox: &Outbox,
+    answers: bool,
     clock: WallClock,
 ) {
     let mut last_done = Time::ZERO;
     for Started { batch, at, submitted } in started {
-        let outcome = submitted.and_then(|submitted| guarded(batch, || submitted.wait()));
+        let outcome = guarded(batch, || submitted.wait());
         // The device began it when it was started, or when the one before was done.
         let (began, now) = (at.max(last_done), clock.now());
         last_done = now;
         let outcome = outcome.map(|output| StepOutput { device_time: now - began, ..output });
         let failed = outcome.is_err();
-        if done.send(outcome).is_err() {
+        if (answers || failed) && !outbox.put(outcome) {
             return;
-        }
-        if let Some(waker) = waker.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
-            waker.wake_by_ref();
         }
         if failed {
             return;
@@ -167,11 +225,10 @@ impl Executor for ThreadExecutor {
 
     fn submit(&mut self, batch: Batch, _now: Time) {
         self.in_flight.push_back((batch.id, batch.num_tokens()));
+        let (batch, at) = (Arc::new(batch), self.clock.now());
         // A thread that is gone shows at the next `collect`.
-        if let Some(batches) = &self.batches
-            && batches.try_send(batch).is_err()
-        {
-            tracing::error!("the worker takes no batch");
+        for rank in &self.ranks {
+            self.is_lost |= rank.try_send((Arc::clone(&batch), at)).is_err();
         }
     }
 
@@ -184,8 +241,8 @@ impl Executor for ThreadExecutor {
                 }
                 Ok(Some(output))
             }
-            Err(TryRecvError::Empty) => Ok(None),
-            Err(TryRecvError::Disconnected) => Err(self.lost("the worker's thread is gone")),
+            Err(TryRecvError::Empty) if !self.is_lost => Ok(None),
+            Err(_) => Err(self.lost("the worker's thread is gone")),
         }
     }
 
@@ -208,7 +265,7 @@ impl Executor for ThreadExecutor {
 
 impl Drop for ThreadExecutor {
     fn drop(&mut self) {
-        self.batches = None; // ends the worker's loop, and that the collector's
+        self.ranks.clear(); // ends the workers' loops, and those the collectors'
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!("a thread of the worker panicked");

@@ -3,6 +3,7 @@
 mod cpu;
 mod cuda;
 mod executor;
+mod ranks;
 mod runner;
 mod start;
 mod step_times;
@@ -11,6 +12,7 @@ mod submitted;
 pub use cpu::{CpuWorkerConfig, start_cpu};
 pub use cuda::{CudaWorkerConfig, start_cuda};
 pub use executor::ThreadExecutor;
+pub use ranks::Parallel;
 pub use runner::Runner;
 pub use start::{Error, KvSize, WorkerReport};
 pub use submitted::{SamplerError, Submitted};

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 
+use stallfree_comm::Part;
 use stallfree_core::{Batch, Chunk, PENDING_TOKEN, SampleSpec, SeqId, StepOutput, TokenId};
 use stallfree_kernels::{Backend, RaggedSeq, SampleRows, StepInputs, chosen_at};
 use stallfree_models::Model;
@@ -56,6 +57,16 @@ impl<B: Backend> Runner<B> {
     /// Returns the backend.
     pub const fn backend(&self) -> &B {
         &self.backend
+    }
+
+    /// Returns the backend, to join it to others.
+    pub(crate) const fn backend_mut(&mut self) -> &mut B {
+        &mut self.backend
+    }
+
+    /// Returns the part of the model that it runs.
+    pub fn part(&self) -> Part {
+        self.model.part()
     }
 
     /// Returns how many tokens the model knows.
@@ -147,7 +158,11 @@ impl<B: Backend> Runner<B> {
             let model = &self.model;
             self.backend.prepare(&|backend| {
                 let hidden = model.hidden(backend);
-                model.logits(backend, hidden, &rows)
+                if model.part().stage.is_last() {
+                    model.logits(backend, hidden, &rows)
+                } else {
+                    hidden
+                }
             });
         }
         progress(shapes.len(), shapes.len());
@@ -170,6 +185,11 @@ impl<B: Backend> Runner<B> {
         self.fill_inputs(batch, &batch.chunks[pass.clone()]);
         self.fill_wanted(batch, pass);
         self.backend.begin_step(&self.inputs);
+        if !self.part().stage.is_last() {
+            let model = &self.model;
+            self.backend.record(&|backend| model.hidden(backend));
+            return;
+        }
         let mut rows: Vec<u32> = self.wanted.iter().map(|wanted| wanted.row).collect();
         let every_row = (0..self.inputs.token_ids.len() as u32).eq(rows.iter().copied());
         if every_row && rows.len() <= HEAD_ROWS {

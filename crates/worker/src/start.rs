@@ -74,6 +74,9 @@ pub enum Error {
     /// The model's logits are unsound.
     #[error(transparent)]
     Sampler(#[from] SamplerError),
+    /// The thread of a rank panicked.
+    #[error("a rank panicked while it started; the log says why")]
+    Panic,
     /// The KV cache would hold nothing.
     #[error(
         "the KV cache has room for no block: one takes {block_bytes} bytes, and there are {bytes}; give it more with --kv-cache-memory-bytes"

@@ -6,25 +6,33 @@ use std::sync::Arc;
 use std::task::{Wake, Waker};
 use std::thread::Thread;
 
+use serde_json::json;
+use stallfree_comm::{Mesh, Peers};
 use stallfree_core::{
     Batch, BatchId, Executor, KvGeometry, Request, SamplingParams, SeqId, StopRules, Time, TokenId,
 };
 use stallfree_engine::{Command, Engine, EngineInfo, OutputStream, output_stream};
-use stallfree_kernels::cpu::CpuConfig;
+use stallfree_kernels::Backend as _;
+use stallfree_kernels::cpu::{CpuBackend, CpuConfig};
 use stallfree_models::tiny::TinyModel;
-use stallfree_models::{Checkpoint, LoadOptions};
+use stallfree_models::{ARCHITECTURES, Checkpoint, LoadOptions};
 use stallfree_scheduler::{POLICIES, Planner, SchedulerConfig};
-use stallfree_worker::{CpuWorkerConfig, KvSize, ThreadExecutor, start_cpu};
+use stallfree_worker::{CpuWorkerConfig, KvSize, Parallel, Runner, ThreadExecutor, start_cpu};
 
 const BLOCK_SIZE: usize = 4;
 const MAX_MODEL_LEN: usize = 96;
 
+#[derive(Clone)]
 struct Case {
+    architecture: &'static str,
+    parallel: Parallel,
     policy: &'static str,
     num_blocks: usize,
     budget: usize,
     max_num_seqs: usize,
     prefix_caching: bool,
+    /// How many of the prompts are run.
+    num_prompts: usize,
 }
 
 struct Unpark(Thread);
@@ -35,11 +43,14 @@ impl Wake for Unpark {
     }
 }
 
-fn executor(num_blocks: usize) -> ThreadExecutor {
+fn executor(architecture: &str, parallel: Parallel, num_blocks: usize) -> ThreadExecutor {
     let folder = tempfile::tempdir().unwrap();
-    TinyModel::new("LlamaForCausalLM").write(folder.path()).unwrap();
+    // Three layers make stages of one and two.
+    let overrides = json!({"num_hidden_layers": 3});
+    TinyModel { overrides, ..TinyModel::new(architecture) }.write(folder.path()).unwrap();
     let config = CpuWorkerConfig {
         cpu: CpuConfig { num_threads: 2, ..CpuConfig::default() },
+        parallel,
         block_size: BLOCK_SIZE,
         kv_size: KvSize::Blocks(num_blocks),
         max_kv_tokens: 0,
@@ -59,10 +70,23 @@ fn prompts() -> Vec<Vec<TokenId>> {
 
 /// Runs all prompts at once; returns their outputs and how many preemptions it took.
 fn generate(case: &Case) -> (Vec<Vec<TokenId>>, u64) {
-    let executor = executor(case.num_blocks);
+    let executor = executor(case.architecture, case.parallel, case.num_blocks);
+    let mut engine = engine(case, executor);
+    let (mut commands, mut streams) = requests(case.num_prompts);
+    while engine.step(Time::ZERO, commands.drain(..)) != stallfree_engine::Wake::Idle {
+        std::thread::park();
+    }
+    assert_eq!(engine.dead(), None);
+    assert_eq!((engine.stats().num_running, engine.stats().num_used_blocks), (0, 0));
+    (streams.iter_mut().map(read).collect(), engine.stats().num_preemptions)
+}
+
+fn engine(case: &Case, executor: ThreadExecutor) -> Engine {
     let kv = KvGeometry { num_blocks: case.num_blocks, block_size: BLOCK_SIZE };
     assert_eq!(executor.kv_geometry(), kv);
     let config = SchedulerConfig {
+        max_in_flight: executor.max_in_flight(),
+        decode_pending: case.parallel.pipeline == 1,
         max_num_seqs: case.max_num_seqs,
         max_num_batched_tokens: case.budget,
         max_model_len: MAX_MODEL_LEN,
@@ -78,8 +102,12 @@ fn generate(case: &Case) -> (Vec<Vec<TokenId>>, u64) {
     let planner = Planner::new(config, kv, case.policy).unwrap();
     let mut engine = Engine::new(planner, Box::new(executor), None, info);
     engine.set_waker(Waker::from(Arc::new(Unpark(std::thread::current()))));
+    engine
+}
+
+fn requests(num_prompts: usize) -> (Vec<Command>, Vec<OutputStream>) {
     let (mut commands, mut streams) = (Vec::new(), Vec::new());
-    for (id, prompt) in prompts().into_iter().enumerate() {
+    for (id, prompt) in prompts().into_iter().take(num_prompts).enumerate() {
         let stop = StopRules { max_tokens: 20, min_tokens: 0, stop_token_ids: Vec::new() };
         let sampling = Arc::new(SamplingParams::greedy());
         let (output, stream) = output_stream(SeqId(id as u64), || ());
@@ -88,12 +116,7 @@ fn generate(case: &Case) -> (Vec<Vec<TokenId>>, u64) {
         commands.push(Command::Add { id, request, arrived: Time::ZERO, output });
         streams.push(stream);
     }
-    while engine.step(Time::ZERO, commands.drain(..)) != stallfree_engine::Wake::Idle {
-        std::thread::park();
-    }
-    assert_eq!(engine.dead(), None);
-    assert_eq!((engine.stats().num_running, engine.stats().num_used_blocks), (0, 0));
-    (streams.iter_mut().map(read).collect(), engine.stats().num_preemptions)
+    (commands, streams)
 }
 
 fn read(stream: &mut OutputStream) -> Vec<TokenId> {
@@ -108,7 +131,7 @@ fn read(stream: &mut OutputStream) -> Vec<TokenId> {
 /// The heartbeat allows for what is predicted; before the first step, too.
 #[test]
 fn steps_are_predicted_and_tokens_known_from_the_start() {
-    let executor = executor(8);
+    let executor = executor("LlamaForCausalLM", Parallel::NONE, 8);
     let batch = |num_tokens: usize| Batch {
         id: BatchId(0),
         chunks: Vec::new(),
@@ -120,16 +143,24 @@ fn steps_are_predicted_and_tokens_known_from_the_start() {
     assert_eq!(executor.vocab_size(), Some(259));
 }
 
-#[test]
-fn greedy_output_is_the_same_under_every_policy() {
-    let plenty = 32 * MAX_MODEL_LEN / BLOCK_SIZE;
-    let alone = Case {
+/// One sequence at a time, whole prompts, one rank.
+fn alone(architecture: &'static str) -> Case {
+    Case {
+        architecture,
+        parallel: Parallel::NONE,
         policy: "fastertransformer",
-        num_blocks: plenty,
+        num_blocks: 32 * MAX_MODEL_LEN / BLOCK_SIZE,
         budget: 2048,
         max_num_seqs: 1,
         prefix_caching: false,
-    };
+        num_prompts: 32,
+    }
+}
+
+#[test]
+fn greedy_output_is_the_same_under_every_policy() {
+    let alone = alone("LlamaForCausalLM");
+    let plenty = alone.num_blocks;
     let (expected, _) = generate(&alone);
     assert!(expected.iter().all(|tokens| tokens.len() == 20));
     let mut preemptions = 0;
@@ -142,6 +173,7 @@ fn greedy_output_is_the_same_under_every_policy() {
                     budget,
                     max_num_seqs: 32,
                     prefix_caching,
+                    ..alone
                 };
                 let (outputs, count) = generate(&case);
                 preemptions += count;
@@ -151,4 +183,60 @@ fn greedy_output_is_the_same_under_every_policy() {
         }
     }
     assert!(preemptions > 0, "memory was never short");
+}
+
+#[test]
+fn greedy_output_is_the_same_on_any_ranks() {
+    for architecture in ARCHITECTURES {
+        let alone = Case { num_prompts: 8, ..alone(architecture.names[0]) };
+        let (expected, _) = generate(&alone);
+        for [tensor, pipeline] in [[2, 1], [1, 3], [2, 2]] {
+            for policy in POLICIES {
+                let case = Case {
+                    parallel: Parallel { tensor, pipeline },
+                    policy: policy.name,
+                    num_blocks: 28,
+                    budget: 16,
+                    max_num_seqs: 32,
+                    prefix_caching: true,
+                    ..alone
+                };
+                let what =
+                    format!("{} {} on {tensor} x {pipeline}", case.architecture, case.policy);
+                assert_eq!(generate(&case).0, expected, "{what}");
+            }
+        }
+    }
+}
+
+/// Nobody waits for a rank that is gone: its loss is the engine's, and every request is told.
+#[test]
+fn a_lost_rank_ends_every_request_with_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    TinyModel::new("LlamaForCausalLM").write(folder.path()).unwrap();
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let case = Case { parallel: Parallel { tensor: 2, pipeline: 1 }, ..alone("LlamaForCausalLM") };
+    let mut ends = Mesh::threads(2);
+    let (other, world) = (ends.pop(), ends.pop().unwrap());
+    let part = case.parallel.parts()[0];
+    let config = CpuConfig { num_threads: 1, ..CpuConfig::default() };
+    let mut backend = CpuBackend::with_peers(config, Peers::new(world, part)).unwrap();
+    let options = LoadOptions { part, ..LoadOptions::default() };
+    let model = stallfree_models::load(&checkpoint, &mut backend, &options).unwrap();
+    backend.allocate_kv(&model.kv_spec(case.num_blocks, BLOCK_SIZE)).unwrap();
+    let runner = Runner::new(backend, model, BLOCK_SIZE, 4096);
+    let kv = KvGeometry { num_blocks: case.num_blocks, block_size: BLOCK_SIZE };
+    let mut engine = engine(&case, ThreadExecutor::spawn(vec![runner], kv).unwrap());
+    let (mut commands, mut streams) = requests(4);
+    assert_eq!(engine.step(Time::ZERO, commands.drain(..)), stallfree_engine::Wake::Output);
+    drop(other); // while the first sum waits for it
+    while engine.dead().is_none() {
+        std::thread::park();
+        engine.step(Time::ZERO, []);
+    }
+    assert!(engine.dead().unwrap().contains("rank 1 is gone"), "{:?}", engine.dead());
+    for stream in &mut streams {
+        let error = stream.blocking_next().unwrap().error;
+        assert!(error.unwrap().contains("rank 1 is gone"));
+    }
 }

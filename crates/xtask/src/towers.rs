@@ -20,17 +20,17 @@ const LEVELS: &[(&str, u8, Tower)] = &[
     ("stallfree-cluster", 4, Planning),
     ("stallfree-bench", 4, Planning),
     ("stallfree-device", 1, Device),
-    ("stallfree-kernels", 2, Device),
     ("stallfree-comm", 2, Device),
-    ("stallfree-models", 3, Device),
-    ("stallfree-worker", 4, Device),
-    ("stallfree-sim", 4, Device),
-    ("stallfree", 5, Top),
+    ("stallfree-kernels", 3, Device),
+    ("stallfree-models", 4, Device),
+    ("stallfree-worker", 5, Device),
+    ("stallfree-sim", 5, Device),
+    ("stallfree", 6, Top),
     // Development only.
     ("stallfree-testkit", 4, Top),
-    ("stallfree-benches", 6, Top),
-    ("stallfree-examples", 6, Top),
-    ("xtask", 6, Top),
+    ("stallfree-benches", 7, Top),
+    ("stallfree-examples", 7, Top),
+    ("xtask", 7, Top),
 ];
 
 fn place(package: &str) -> Option<(u8, Tower)> {

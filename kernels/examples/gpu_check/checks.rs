@@ -115,15 +115,19 @@ fn gather(rig: &mut Rig, rows: usize, cols: usize) -> Outcome<()> {
     let named: Vec<u32> = (0..rows).map(place).collect();
     let mut chosen: Vec<u32> = index.iter().skip(1).step_by(3).copied().collect();
     let mut index = index.clone();
+    let mut rows_of_table = table.clone();
+    rows_of_table.resize(12 * cols, 0.0);
     if let Some(first) = chosen.first_mut() {
-        (*first, index[1]) = (u32::MAX, 0);
+        (*first, index[1]) = (u32::MAX, 11);
     }
     chosen.push(3);
     let (dt, di, dc) = (rig.upload(&table)?, rig.upload_raw(&named)?, rig.upload_raw(&chosen)?);
     let out = rig.output(rows * cols * 2)?;
-    Gather::load(&rig.tools)?.run(&rig.stream, [dt, di, out.data], (dc, 11), rows, cols)?;
-    let expected: Vec<f32> =
-        index.iter().flat_map(|&i| table[i as usize * cols..][..cols].iter().copied()).collect();
+    Gather::load(&rig.tools)?.run(&rig.stream, [dt, di, out.data], (dc, 0..11), rows, cols)?;
+    let expected: Vec<f32> = index
+        .iter()
+        .flat_map(|&i| rows_of_table[i as usize * cols..][..cols].iter().copied())
+        .collect();
     rig.compare(&format!("gather {rows}x{cols}"), &out, &expected)
 }
 

@@ -106,7 +106,7 @@ fn step(rig: &mut Rig, weights: &Weights, seqs: usize, context: usize) -> Outcom
     let linear = |w, operands, shape| product(w, operands, shape, dtype, Epilogue::None);
     let work = || -> Outcome<()> {
         let s = &rig.stream;
-        gather.run(s, [weights.head, tokens, residual], (tokens, VOCAB), seqs, HIDDEN)?;
+        gather.run(s, [weights.head, tokens, residual], (tokens, 0..VOCAB), seqs, HIDDEN)?;
         rope.fill_table(s, [positions, inv_freq, table], seqs)?;
         for (i, layer) in weights.layers.iter().enumerate() {
             let before = if i == 0 {

@@ -93,6 +93,26 @@ impl Activations {
         Ok(CudaTensor { data: self.logits.slice(0, bytes), rows, cols, dtype: Dtype::F32 })
     }
 
+    /// Takes a matrix of logits behind `held`, a rank's part of them.
+    pub(super) fn take_all_logits(
+        &self,
+        held: CudaTensor,
+        cols: usize,
+    ) -> Result<CudaTensor, DeviceError> {
+        let (offset, bytes) = (held.data.len().next_multiple_of(ALIGN), held.rows * cols * 4);
+        let left = self.logits.len().saturating_sub(offset);
+        if bytes > left {
+            return Err(DeviceError::ArenaFull { what: "logits".to_owned(), bytes, left });
+        }
+        let data = self.logits.slice(offset, bytes);
+        Ok(CudaTensor { data, rows: held.rows, cols, dtype: Dtype::F32 })
+    }
+
+    /// Returns where all of it begins; everything is at the same distance from there on ranks of the same sizes.
+    pub(super) const fn start(&self) -> DeviceSlice {
+        self.logits
+    }
+
     /// Takes a range that lives until the layer after the next begins.
     pub(super) fn take_bytes(&mut self, bytes: usize) -> Result<DeviceSlice, DeviceError> {
         self.regions[self.current].take(bytes)

@@ -14,6 +14,7 @@ use stallfree_device::{
 use super::activations::{ActivationBytes, Activations, CudaTensor};
 use super::choice::{Chosen, CudaChoice};
 use super::must;
+use super::peers::{PeerOps, Then, Wires};
 use super::recordings::{Recording, Recordings, padded_context, padded_seqs, shapes};
 use super::step::{Padding, Staging, Step, tiles};
 use super::upload::WeightUpload;
@@ -83,6 +84,8 @@ pub struct CudaBackend {
     host: Vec<f32>,
     recordings: Recordings,
     chosen: Chosen,
+    /// The ranks that share its layers, once it is connected to them.
+    peers: Option<(Wires, PeerOps)>,
     _working: DeviceArena,
 }
 
@@ -183,8 +186,40 @@ impl CudaBackend {
             host: Vec::new(),
             recordings: Recordings::default(),
             chosen,
+            peers: None,
             _working: working,
         })
+    }
+
+    /// Joins the ranks that share each layer, in their order; `hidden_size` is the length of the rows that they sum. Until then a
+    /// rank takes its share for the sum, so that a step which only warms up needs nobody.
+    ///
+    /// # Errors
+    /// Two GPUs cannot reach each other's memory, or it is short.
+    pub fn connect(ranks: &mut [&mut Self], hidden_size: usize) -> Result<(), CudaError> {
+        let num_ranks = ranks.len();
+        let mut ends = Vec::with_capacity(num_ranks);
+        for rank in 0..num_ranks {
+            for peer in (0..num_ranks).filter(|&peer| peer != rank) {
+                ranks[rank].tools.device.reach(&ranks[peer].tools.device)?;
+            }
+            let Self { tools, stream, activations, peers, .. } = &mut *ranks[rank];
+            let (device, start) = (&tools.device, activations.start());
+            let (wires, end) = Wires::new(device, stream, (rank, num_ranks), start)?;
+            *peers = Some((wires, PeerOps::load(tools, hidden_size, num_ranks)?));
+            ends.push(end);
+        }
+        for (wires, _) in ranks.iter_mut().filter_map(|rank| rank.peers.as_mut()) {
+            wires.connect(&ends);
+        }
+        Ok(())
+    }
+
+    /// Submits a sum over ranks; the caller has looked whether there are any.
+    fn all_reduce_then(&self, x: CudaTensor, then: Then) {
+        let peers = self.peers.as_ref().ok_or("a sum over ranks without ranks");
+        let (wires, ops) = must(peers);
+        must(ops.all_reduce(&self.stream, wires, x, then));
     }
 
     /// Returns the GPU's free memory and all of it, in bytes.
@@ -401,11 +436,11 @@ impl Backend for CudaBackend {
         self.activations.begin_layer();
     }
 
-    fn embed(&mut self, table: &CudaMatrix) -> CudaTensor {
+    fn embed(&mut self, table: &CudaMatrix, first_token: usize) -> CudaTensor {
         let step = self.step();
         let out = self.take(step.num_tokens, table.cols);
         let operands = [table.data, step.token_ids, out.data];
-        let chosen = (self.chosen.all(), table.rows);
+        let chosen = (self.chosen.all(), first_token..first_token + table.rows);
         must(self.gather.run(&self.stream, operands, chosen, step.num_tokens, table.cols));
         out
     }
@@ -520,7 +555,49 @@ impl Backend for CudaBackend {
         out
     }
 
-    fn all_reduce(&mut self, _x: CudaTensor) {}
+    fn all_reduce(&mut self, x: CudaTensor) -> CudaTensor {
+        if self.peers.is_none() {
+            return x;
+        }
+        let out = self.take(x.rows, x.cols);
+        self.all_reduce_then(x, Then::Nothing(out));
+        out
+    }
+
+    fn all_reduce_add_rms_norm(
+        &mut self,
+        x: CudaTensor,
+        residual: CudaTensor,
+        weight: &CudaVector,
+        eps: f32,
+    ) -> CudaTensor {
+        if self.peers.is_none() {
+            return self.norm(x, Some(residual), weight, eps);
+        }
+        let out = self.take(x.rows, x.cols);
+        self.all_reduce_then(x, Then::AddNorm { residual, weight: weight.0, out, eps });
+        out
+    }
+
+    fn all_reduce_add(&mut self, x: CudaTensor, residual: CudaTensor) {
+        self.all_reduce_then(x, Then::Add(residual));
+    }
+
+    fn gather_columns(&mut self, x: CudaTensor, cols: usize) -> CudaTensor {
+        let Some((wires, ops)) = &self.peers else { return x };
+        let out = must(self.activations.take_all_logits(x, cols));
+        let share = cols.div_ceil(wires.num_ranks()).next_multiple_of(8);
+        must(ops.gather_columns(&self.stream, wires, (x, out), share));
+        out
+    }
+
+    fn send(&mut self, _x: CudaTensor) {
+        must(Err::<(), _>("stages are not on this device yet"));
+    }
+
+    fn receive(&mut self, _cols: usize) -> CudaTensor {
+        must(Err("stages are not on this device yet"))
+    }
 
     fn sample(&mut self, logits: CudaTensor, rows: &SampleRows) -> CudaChoice {
         let [room, all_found, before] = self.sampling;
@@ -582,7 +659,10 @@ impl Backend for CudaBackend {
     fn prepare(&mut self, ops: &dyn Fn(&mut Self) -> CudaTensor) {
         let Some(shape) = self.shape() else { return };
         if !self.recordings.has_run(shape.num_seqs) {
+            // Compiles, loads and chooses, which is no time to wait for others.
+            let peers = self.peers.take();
             ops(self);
+            self.peers = peers;
             self.activations.clear();
             self.angles_of = None;
         }
@@ -600,7 +680,7 @@ impl Backend for CudaBackend {
         let index = must(self.activations.take_bytes(rows.len() * 4));
         must(self.staging.push(&self.stream, index, rows));
         let out = self.take(rows.len(), x.cols);
-        let chosen = (self.chosen.all(), x.rows);
+        let chosen = (self.chosen.all(), 0..x.rows);
         must(self.gather.run(&self.stream, [x.data, index, out.data], chosen, rows.len(), x.cols));
         out
     }

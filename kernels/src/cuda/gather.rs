@@ -1,5 +1,7 @@
 //! Launches `cuda/gather.cu`.
 
+use std::ops::Range;
+
 use stallfree_device::{Arg, DeviceSlice, Dtype, Function, Launch, Stream};
 
 use super::{Build, CudaError, Toolchain, check_len};
@@ -29,11 +31,11 @@ impl Gather {
         Ok(Self { function })
     }
 
-    /// Copies row `index[i]` of `table` to row `i` of `out`; an index with its highest bit set names a place in `chosen`, where the
-    /// index is. What is not among the table's rows counts as 0.
+    /// Copies row `index[i]` to row `i` of `out`; an index with its highest bit set names a place in `chosen`, where the index is.
+    /// The table holds the rows `held`; others are zeros.
     ///
     /// # Shapes
-    /// - `table`: `[table_rows, cols]`, `out`: `[rows, cols]`; `cols` is a multiple of 8
+    /// - `table`: `[held.len(), cols]`, `out`: `[rows, cols]`; `cols` is a multiple of 8
     /// - `index`: `[rows]`, `chosen`: `[any]`, u32
     ///
     /// # Errors
@@ -42,7 +44,7 @@ impl Gather {
         &self,
         stream: &Stream,
         [table, index, out]: [DeviceSlice; 3],
-        (chosen, table_rows): (DeviceSlice, usize),
+        (chosen, held): (DeviceSlice, Range<usize>),
         rows: usize,
         cols: usize,
     ) -> Result<(), CudaError> {
@@ -57,7 +59,8 @@ impl Gather {
             index.into(),
             chosen.into(),
             out.into(),
-            Arg::from(table_rows),
+            Arg::from(held.start),
+            Arg::from(held.len()),
             Arg::from(chosen.len() / 4),
             Arg::from(cols),
         ];

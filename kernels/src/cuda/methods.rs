@@ -73,7 +73,8 @@ impl Methods {
         if let Some(folder) = self.path.parent() {
             std::fs::create_dir_all(folder)?;
         }
-        let part = self.path.with_extension(format!("{}.part", std::process::id()));
+        let thread = std::thread::current().id(); // ranks have one each
+        let part = self.path.with_extension(format!("{}-{thread:?}.part", std::process::id()));
         std::fs::write(&part, text)?;
         std::fs::rename(part, &self.path)
     }

@@ -8,7 +8,7 @@ use stallfree_device::{Arch, CubinCache, Device, Dtype, Function, Module, Source
 use super::{
     AddBias, CudaError, DecodeGemm, DecodeGemmSpec, Gather, HeadShape, PagedAttentionDecode,
     PagedAttentionPrefill, RmsNorm, RopeKvWrite, Sample, SiluMul, SkinnyGemm, SkinnySpec, ceilings,
-    paged_attention_prefill_sm90,
+    paged_attention_prefill_sm90, peers::PeerOps,
 };
 
 /// A source with its macros, its kernels and the dynamic shared memory they ask for.
@@ -130,6 +130,7 @@ pub fn builds(dtype: Dtype) -> Result<Vec<Build>, CudaError> {
     ];
     for cols in [576, 4096, 8192] {
         builds.push(RmsNorm::build(dtype, cols)?);
+        builds.push(PeerOps::build(dtype, cols, 2)?);
     }
     for spec in SkinnySpec::all() {
         builds.push(SkinnyGemm::build(dtype, spec));

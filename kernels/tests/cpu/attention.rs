@@ -70,7 +70,7 @@ fn run(shape: &Shape, config: CpuConfig, lens: &[usize], steps: &[Step]) -> Vec<
     for step in steps {
         let inputs = step_inputs(shape, lens, step, &mut computed, blocks_each);
         backend.begin_step(&inputs);
-        let qkv = backend.embed(&table);
+        let qkv = backend.embed(&table, 0);
         let query = backend.rope_kv_write(1, qkv, &shape.spec(), &rope, norm.as_ref());
         let out = backend.paged_attention(1, query, &shape.spec());
         let out = backend.read(out);

@@ -133,7 +133,7 @@ fn a_look_up_gives_the_dequantized_row() {
         let table = backend.load_matrix(&[weight.tensor(), weight.tensor()]).unwrap();
         let token_ids = vec![0, 79, 39, 40, 17];
         backend.begin_step(&StepInputs { token_ids: token_ids.clone(), ..StepInputs::default() });
-        let out = backend.embed(&table);
+        let out = backend.embed(&table, 0);
         let got = backend.read(out);
         for (token, got) in token_ids.iter().zip(got.chunks(256)) {
             let wanted = &weight.values[*token as usize % 40 * 256..][..256];

@@ -38,7 +38,7 @@ pub(crate) fn upload(backend: &mut CpuBackend, x: &[f32], cols: usize) -> cpu::T
     let table = backend.load_matrix(&[floats(x, &[rows, cols])]).unwrap();
     backend
         .begin_step(&StepInputs { token_ids: (0..rows as u32).collect(), ..StepInputs::default() });
-    backend.embed(&table)
+    backend.embed(&table, 0)
 }
 
 /// A stored weight and what its bytes stand for.

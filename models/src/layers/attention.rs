@@ -6,9 +6,11 @@
 //! Before it on the main path: [`llama`](crate::llama). What follows is a kernel: `kernels/src/cpu/attention.rs` on the CPU,
 //! `kernels/cuda/paged_attention_prefill.cu` and `paged_attention_decode.cu` on a GPU.
 
+use std::ops::Range;
+
 use stallfree_kernels::{AttentionSpec, Backend, QkNorm};
 
-use super::Linear;
+use super::{Linear, Outputs};
 use crate::Error;
 use crate::loader::Loader;
 
@@ -36,6 +38,8 @@ impl<B: Backend> Attention<B> {
         Self { layer, spec, weights }
     }
 
+    /// Returns what the ranks' sum is the layer's output.
+    ///
     /// # Shapes
     /// - `x`, result: `[num_tokens, hidden_size]`
     pub(crate) fn forward(&self, backend: &mut B, x: B::Tensor, rope: &B::Rope) -> B::Tensor {
@@ -43,25 +47,27 @@ impl<B: Backend> Attention<B> {
         let qkv = qkv.forward(backend, x);
         let query = backend.rope_kv_write(self.layer, qkv, &self.spec, rope, qk_norm.as_ref());
         let attended = backend.paged_attention(self.layer, query, &self.spec);
-        let output = output.forward(backend, attended);
-        backend.all_reduce(output);
-        output
+        output.forward(backend, attended)
     }
 }
 
 impl<B: Backend> AttentionWeights<B> {
     /// Loads separate projections of queries, keys and values, with the biases that the configuration states.
     pub(crate) fn load(loader: &mut Loader<'_, B>, prefix: &str) -> Result<Self, Error> {
-        let config = loader.config();
-        let query = config.num_heads * config.head_dim;
-        let key_value = config.num_kv_heads * config.head_dim;
+        let (config, share) = (loader.config(), loader.part().tensor);
+        let outputs = |part, num_heads: usize, held: Range<usize>| Outputs {
+            name: format!("{prefix}.{part}"),
+            out_features: num_heads * config.head_dim,
+            held: config.elements_of(held),
+        };
+        let kv_heads = config.kv_heads_of(share);
         let qkv = [
-            (format!("{prefix}.q_proj"), query),
-            (format!("{prefix}.k_proj"), key_value),
-            (format!("{prefix}.v_proj"), key_value),
+            outputs("q_proj", config.num_heads, config.heads_of(share)),
+            outputs("k_proj", config.num_kv_heads, kv_heads.clone()),
+            outputs("v_proj", config.num_kv_heads, kv_heads),
         ];
         Ok(Self {
-            qkv: Linear::load(loader, &qkv, config.hidden_size, config.biases.qkv)?,
+            qkv: Linear::load_outputs(loader, &qkv, config.hidden_size, config.biases.qkv)?,
             qk_norm: None,
             output: Self::load_output(loader, prefix)?,
         })
@@ -73,7 +79,9 @@ impl<B: Backend> AttentionWeights<B> {
         prefix: &str,
     ) -> Result<Linear<B>, Error> {
         let config = loader.config();
-        let part = [(format!("{prefix}.o_proj"), config.hidden_size)];
-        Linear::load(loader, &part, config.num_heads * config.head_dim, config.biases.output)
+        let held = config.elements_of(config.heads_of(loader.part().tensor));
+        let shape = [config.hidden_size, config.num_heads * config.head_dim];
+        let name = format!("{prefix}.o_proj");
+        Linear::load_inputs(loader, &name, shape, held, config.biases.output)
     }
 }

@@ -1,5 +1,7 @@
 //! A linear layer, or several that read the same input and are loaded as one.
 
+use std::ops::Range;
+
 use stallfree_kernels::Backend;
 
 use crate::Error;
@@ -11,28 +13,58 @@ pub(crate) struct Linear<B: Backend> {
     bias: Option<B::Vector>,
 }
 
+/// A linear layer of which a rank holds some outputs.
+#[derive(Debug)]
+pub(crate) struct Outputs {
+    pub(crate) name: String,
+    /// How many the layer has.
+    pub(crate) out_features: usize,
+    /// Which of them are the rank's.
+    pub(crate) held: Range<usize>,
+}
+
 impl<B: Backend> Linear<B> {
     pub(crate) fn new(weight: B::Matrix, bias: Option<B::Vector>) -> Self {
         Self { weight, bias }
     }
 
-    /// Loads the layers of `parts`, each a name and its output features, all with `in_features` inputs.
-    pub(crate) fn load(
+    /// Loads a rank's outputs of the layers of `parts`, all with `in_features` inputs.
+    pub(crate) fn load_outputs(
         loader: &mut Loader<'_, B>,
-        parts: &[(String, usize)],
+        parts: &[Outputs],
         in_features: usize,
         with_bias: bool,
     ) -> Result<Self, Error> {
         let mut weights = Vec::new();
         let mut biases = Vec::new();
-        for (name, out_features) in parts {
-            weights.push(loader.weight(&format!("{name}.weight"), &[*out_features, in_features])?);
+        for Outputs { name, out_features, held } in parts {
+            let shape = [*out_features, in_features];
+            weights.push(loader.rows(&format!("{name}.weight"), &shape, held.clone())?);
             if with_bias {
-                biases.push(loader.weight(&format!("{name}.bias"), &[*out_features])?);
+                biases.push(loader.rows(&format!("{name}.bias"), &shape[..1], held.clone())?);
             }
         }
         let bias = if with_bias { Some(loader.vector(&biases)?) } else { None };
         Ok(Self { weight: loader.matrix(weights)?, bias })
+    }
+
+    /// Loads the layer `name` for a rank that has `held` of its inputs: the outputs of all ranks are to be summed. One rank adds the
+    /// bias.
+    pub(crate) fn load_inputs(
+        loader: &mut Loader<'_, B>,
+        name: &str,
+        shape: [usize; 2],
+        held: Range<usize>,
+        with_bias: bool,
+    ) -> Result<Self, Error> {
+        let weight = loader.columns(&format!("{name}.weight"), &shape, held)?;
+        let bias = if with_bias && loader.part().tensor.is_first() {
+            let bias = loader.weight(&format!("{name}.bias"), &shape[..1])?;
+            Some(loader.vector(&[bias])?)
+        } else {
+            None
+        };
+        Ok(Self { weight: loader.matrix(vec![weight])?, bias })
     }
 
     /// # Shapes

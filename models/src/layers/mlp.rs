@@ -2,7 +2,7 @@
 
 use stallfree_kernels::Backend;
 
-use super::Linear;
+use super::{Linear, Outputs};
 use crate::Error;
 use crate::loader::Loader;
 
@@ -16,23 +16,26 @@ impl<B: Backend> Mlp<B> {
     pub(crate) fn load(loader: &mut Loader<'_, B>, prefix: &str) -> Result<Self, Error> {
         let config = loader.config();
         let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
-        let gate_up = [
-            (format!("{prefix}.gate_proj"), intermediate),
-            (format!("{prefix}.up_proj"), intermediate),
-        ];
-        let down = [(format!("{prefix}.down_proj"), hidden)];
+        let held = loader.part().tensor.range(intermediate);
+        let outputs = |part| Outputs {
+            name: format!("{prefix}.{part}"),
+            out_features: intermediate,
+            held: held.clone(),
+        };
+        let gate_up = [outputs("gate_proj"), outputs("up_proj")];
+        let down = format!("{prefix}.down_proj");
         Ok(Self {
-            gate_up: Linear::load(loader, &gate_up, hidden, false)?,
-            down: Linear::load(loader, &down, intermediate, false)?,
+            gate_up: Linear::load_outputs(loader, &gate_up, hidden, false)?,
+            down: Linear::load_inputs(loader, &down, [hidden, intermediate], held, false)?,
         })
     }
 
+    /// Returns what the ranks' sum is the layer's output.
+    ///
     /// # Shapes
     /// - `x`, result: `[num_tokens, hidden_size]`
     pub(crate) fn forward(&self, backend: &mut B, x: B::Tensor) -> B::Tensor {
         let activated = self.gate_up.forward_silu_mul(backend, x);
-        let output = self.down.forward(backend, activated);
-        backend.all_reduce(output);
-        output
+        self.down.forward(backend, activated)
     }
 }

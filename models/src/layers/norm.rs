@@ -22,13 +22,13 @@ impl<B: Backend> Norm<B> {
         backend.rms_norm(x, &self.weight, self.eps)
     }
 
-    /// Adds `x` to `residual`, which stays, and returns the sum's norm.
+    /// Sums `x` over the ranks, adds the sum to `residual`, which stays, and returns the norm of that.
     pub(crate) fn add_forward(
         &self,
         backend: &mut B,
         x: B::Tensor,
         residual: B::Tensor,
     ) -> B::Tensor {
-        backend.add_rms_norm(x, residual, &self.weight, self.eps)
+        backend.all_reduce_add_rms_norm(x, residual, &self.weight, self.eps)
     }
 }

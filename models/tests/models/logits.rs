@@ -24,6 +24,16 @@ fn check(architecture: &str, overrides: Value) {
     for cut in CUTS {
         assert_eq!(running.logits(&tokens, cut), whole, "{architecture} cut by {cut:?}");
     }
+    for ranks in [[2, 1], [4, 1], [1, 2], [2, 2]] {
+        let got = Running::logits_of_ranks(&checkpoint, ranks, &tokens, CUTS[1]);
+        let what = format!("{architecture} {} on {ranks:?} ranks", tiny.overrides);
+        // Without shares nothing is added in another order.
+        if ranks[0] == 1 {
+            assert_eq!(got, whole, "{what}");
+        } else {
+            assert_close(&what, &got, &whole, 1e-5);
+        }
+    }
 }
 
 #[test]
@@ -106,6 +116,10 @@ fn internlm2_is_llama_with_the_same_weights() {
         let checkpoint = Checkpoint::open(folder.path()).unwrap();
         let got = Running::load(&checkpoint, &LoadOptions::default()).logits(&tokens, &[5]);
         assert_close(&format!("InternLM2 {}", tiny.overrides), &got, &expected, 1e-5);
+        for ranks in [[2, 1], [4, 1], [2, 2]] {
+            let got = Running::logits_of_ranks(&checkpoint, ranks, &tokens, &[5]);
+            assert_close(&format!("InternLM2 on {ranks:?} ranks"), &got, &expected, 1e-5);
+        }
     }
 }
 

@@ -166,3 +166,25 @@ fn damaged_files_never_panic() {
         check_damaged(&gguf.path(), &gguf.path(), damage);
     });
 }
+
+/// What does not divide is said in one line, before a weight is read.
+#[test]
+fn splits_that_do_not_work() {
+    let check = |overrides: Value, [tensor, stages]: [usize; 2], parts: &[&str]| {
+        let mut config = TinyModel::new("LlamaForCausalLM").config().unwrap();
+        config.as_object_mut().unwrap().extend(overrides.as_object().unwrap().clone());
+        let checkpoint = Checkpoint::dummy_of(&config).unwrap();
+        let result = checkpoint.config().check_split(tensor, stages);
+        let message = result.expect_err("it is refused").to_string();
+        for part in parts {
+            assert!(message.contains(part), "{message:?} does not say {part:?}");
+        }
+    };
+    let flag = "--tensor-parallel-size";
+    check(json!({}), [3, 1], &[flag, "3 does not divide the 4 attention heads"]);
+    check(json!({"intermediate_size": 130}), [4, 1], &[flag, "130"]);
+    let heads = json!({"num_attention_heads": 12, "num_key_value_heads": 6});
+    check(heads, [4, 1], &[flag, "4 and the 6 key-value heads"]);
+    check(json!({"vocab_size": 20}), [4, 1], &[flag, "20 tokens"]);
+    check(json!({}), [1, 3], &["--pipeline-parallel-size", "3 is more than the 2 layers"]);
+}

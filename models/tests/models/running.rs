@@ -1,5 +1,6 @@
 //! One sequence on a loaded model.
 
+use stallfree_comm::{Mesh, Part, Peers};
 use stallfree_kernels::cpu::{CpuBackend, CpuConfig, KvType};
 use stallfree_kernels::{Backend, RaggedSeq, StepInputs};
 use stallfree_models::{Checkpoint, LoadOptions, Model, load};
@@ -14,8 +15,33 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) fn load(checkpoint: &Checkpoint, options: &LoadOptions<'_>) -> Self {
+        Self::load_rank(checkpoint, options, Peers::none())
+    }
+
+    /// Computes the logits on `tensor * stages` ranks; those of the first rank of the last stage.
+    pub(crate) fn logits_of_ranks(
+        checkpoint: &Checkpoint,
+        [tensor, stages]: [usize; 2],
+        tokens: &[u32],
+        chunks: &[usize],
+    ) -> Vec<Vec<f32>> {
+        let ranks = Part::all(tensor, stages).into_iter().zip(Mesh::threads(tensor * stages));
+        std::thread::scope(|scope| {
+            let run = |(part, world)| {
+                let options = LoadOptions { part, ..LoadOptions::default() };
+                let mut rank = Self::load_rank(checkpoint, &options, Peers::new(world, part));
+                rank.logits(tokens, chunks)
+            };
+            let threads: Vec<_> = ranks.map(|rank| scope.spawn(move || run(rank))).collect();
+            let mut logits: Vec<_> =
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+            logits.swap_remove(tensor * (stages - 1))
+        })
+    }
+
+    fn load_rank(checkpoint: &Checkpoint, options: &LoadOptions<'_>, peers: Peers) -> Self {
         let config = CpuConfig { kv_type: KvType::F32, num_threads: 2, ..CpuConfig::default() };
-        let mut backend = CpuBackend::new(config).unwrap();
+        let mut backend = CpuBackend::with_peers(config, peers).unwrap();
         let model = load(checkpoint, &mut backend, options).unwrap();
         backend.allocate_kv(&model.kv_spec(NUM_BLOCKS, BLOCK_SIZE)).unwrap();
         Self { model, backend }
@@ -62,8 +88,8 @@ impl Running {
     }
 
     fn slice(&mut self, hidden: <CpuBackend as Backend>::Tensor, rows: &[u32]) -> Vec<Vec<f32>> {
-        if rows.is_empty() {
-            return Vec::new();
+        if rows.is_empty() || !self.model.part().stage.is_last() {
+            return vec![Vec::new(); rows.len()];
         }
         let logits = self.model.logits(&mut self.backend, hidden, rows);
         let values = self.backend.read(logits);

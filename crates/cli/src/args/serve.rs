@@ -143,10 +143,10 @@ pub(crate) struct CacheArgs {
     /// `calibrate` wrote)
     #[arg(long, default_value = "auto")]
     pub(crate) device: DeviceKind,
-    /// GPUs that share each layer; more than one only with --device sim:GPU
+    /// GPUs that share each layer; on the CPU, threads that do as they would
     #[arg(long, value_name = "N", value_parser = positive, default_value = "1")]
     pub(crate) tensor_parallel_size: usize,
-    /// Stages of layers, one after the other; more than one only with --device sim:GPU
+    /// Stages of layers, one after the other, each with its own GPUs
     #[arg(long, value_name = "N", value_parser = positive, default_value = "1")]
     pub(crate) pipeline_parallel_size: usize,
     /// CPU threads to compute with [default: all cores]

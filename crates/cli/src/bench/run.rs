@@ -184,7 +184,7 @@ pub(crate) fn execute(args: &RunArgs, environment: &Environment, what: &str) -> 
         request_rate: recipe.arrivals.rate(),
         burstiness: args.workload.arrivals.burstiness,
         max_concurrency: args.workload.arrivals.max_concurrency,
-        num_gpus: args.results.num_gpus.unwrap_or(config.device.num_gpus()),
+        num_gpus: args.results.num_gpus.unwrap_or(config.parallel.world_size()),
     };
     let summary_config = args.results.summary_config(about.num_gpus)?;
     let is_virtual = match args.mode.clock {

@@ -85,7 +85,9 @@ pub(crate) fn run(args: &StepArgs, environment: &Environment) -> Result<()> {
     let found = model_source::find(&args.engine.model, config.weights, environment)?;
     let checkpoint = instance::open(&found.path, config.weights)?;
     let floor = match &config.device {
-        DeviceConfig::Cuda(gpu) => Some(Floor::measure(checkpoint.config(), &gpu.kernel_cache)?),
+        DeviceConfig::Cuda(gpu) => {
+            Some(Floor::measure(checkpoint.config(), config.parallel.tensor, &gpu.kernel_cache)?)
+        }
         _ => None,
     };
     let started = WallClock::start();

@@ -50,7 +50,6 @@ fn what_can_not_work_is_said_before_anything_is_loaded() {
     check("--device cuda", "--device cpu");
     check("--device sim:tpu", "h100-sxm");
     check("--device sim", "sim:h100-sxm");
-    check("--device cpu --tensor-parallel-size 2", "--device sim:GPU");
     check("--threads 0", "at least 1");
     check("--tokenizer /nowhere", "/nowhere");
     check("--chat-template /nowhere", "/nowhere");

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use stallfree_core::Executor as _;
 use stallfree_models::ModelConfig;
-use stallfree_sim::{KvRoom, ModelShape, SimConfig, SimExecutor};
+use stallfree_sim::{KvRoom, ModelShape, Parallel, SimConfig, SimExecutor};
 use stallfree_worker::{KvSize, WorkerReport};
 
 use super::{Started, is_gguf};
@@ -21,7 +21,7 @@ pub(super) fn start(path: &Path, device: &SimDevice, config: &InstanceConfig) ->
         gpu: device.gpu.clone(),
         factors: device.factors,
         shape: ModelShape::from_config(&sizes(path)?)?,
-        parallel: device.parallel,
+        parallel: Parallel { tensor: config.parallel.tensor, pipeline: config.parallel.pipeline },
         block_size: config.block_size,
         kv: match config.kv_size {
             KvSize::Auto => KvRoom::Utilization(device.memory_utilization),

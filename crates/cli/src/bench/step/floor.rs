@@ -11,7 +11,7 @@ use stallfree_models::ModelConfig;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Floor {
     ceilings: Ceilings,
-    /// Parameters of the layers.
+    /// Parameters of the layers, a rank's.
     layers: f64,
     /// Parameters of the head.
     head: f64,
@@ -22,13 +22,15 @@ pub(super) struct Floor {
 }
 
 impl Floor {
-    pub(super) fn measure(model: &ModelConfig, kernel_cache: &Path) -> Result<Self> {
-        let head = (model.vocab_size * model.hidden_size) as f64;
+    /// Measures the first GPU, for a model of whose every layer `ranks` have a share each.
+    pub(super) fn measure(model: &ModelConfig, ranks: usize, kernel_cache: &Path) -> Result<Self> {
+        let share = |whole: f64| whole / ranks as f64;
+        let head = share((model.vocab_size * model.hidden_size) as f64);
         let tables = if model.tie_word_embeddings { head } else { 2.0 * head };
-        let of_heads = |heads: usize| (model.num_layers * heads * model.head_dim) as f64;
+        let of_heads = |heads: usize| share((model.num_layers * heads * model.head_dim) as f64);
         Ok(Self {
             ceilings: Ceilings::measure(0, kernel_cache)?,
-            layers: model.num_parameters() as f64 - tables,
+            layers: share(model.num_parameters() as f64) - tables,
             head,
             kv_bytes: of_heads(model.num_kv_heads) * 2.0 * 2.0,
             attention: of_heads(model.num_heads) * 4.0,
