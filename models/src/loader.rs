@@ -12,7 +12,7 @@ use crate::{Checkpoint, Error, Model, ModelConfig, registry};
 /// How weights are loaded.
 #[derive(Clone, Copy)]
 pub struct LoadOptions<'a> {
-    /// The type that matrices are converted to; quantized ones stay as they are.
+    /// The type that matrices are converted to; quantized ones stay as they are, except with [`DtypeChoice::F32`].
     pub dtype: DtypeChoice,
     /// Which part of the model.
     pub part: Part,
@@ -137,7 +137,9 @@ impl<'a, B: Backend> Loader<'a, B> {
     /// Loads a matrix whose rows are those of `parts`.
     pub(crate) fn matrix(&mut self, parts: Vec<Weight<'a>>) -> Result<B::Matrix, Error> {
         let parts = match self.options.dtype.weight_type() {
-            Some(dtype) => parts.into_iter().map(|part| part.converted(dtype)).collect(),
+            Some(dtype) => {
+                parts.into_iter().map(|part| part.converted(dtype)).collect::<Result<_, _>>()?
+            }
             None => parts,
         };
         let tensors: Vec<_> = parts.iter().map(Weight::as_tensor).collect();

@@ -4,7 +4,8 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use half::{bf16, f16};
-use stallfree_kernels::{WeightTensor, WeightType};
+use stallfree_kernels::cpu::dequantize;
+use stallfree_kernels::{KernelError, WeightTensor, WeightType};
 
 use crate::Error;
 
@@ -98,13 +99,14 @@ impl Weight<'_> {
         Self { bytes: bytes.into(), ..self }
     }
 
-    /// Converts plain weights to another plain type; quantized ones stay as they are.
-    pub(crate) fn converted(self, dtype: WeightType) -> Self {
-        if self.dtype == dtype || self.dtype.block_len() > 1 {
-            return self;
+    /// Converts weights to a plain type. Quantized ones stay as they are unless to single precision, which loses nothing.
+    pub(crate) fn converted(self, dtype: WeightType) -> Result<Self, KernelError> {
+        let is_quantized = self.dtype.block_len() > 1;
+        if self.dtype == dtype || is_quantized && dtype != WeightType::F32 {
+            return Ok(self);
         }
-        let bytes = encode(&self.to_f32(), dtype);
-        Self { dtype, bytes: bytes.into(), ..self }
+        let values = if is_quantized { dequantize(&self.as_tensor())? } else { self.to_f32() };
+        Ok(Self { dtype, bytes: encode(&values, dtype).into(), ..self })
     }
 
     /// Returns a plain weight's values.

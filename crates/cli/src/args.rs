@@ -2,6 +2,7 @@
 //!
 //! Knows flags and their spelling, not what they lead to; [`crate::config`] resolves them.
 
+mod doctor;
 mod number;
 mod serve;
 mod unknown;
@@ -16,6 +17,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::bench::BenchArgs;
 use crate::calibrate::CalibrateArgs;
 
+pub(crate) use doctor::{DoctorArgs, LibraryName};
 pub(crate) use number::{Auto, positive};
 pub(crate) use serve::{
     CacheArgs, DeviceKind, Dtype, EngineArgs, Kernels, LoadFormat, ModelArgs, SchedulerArgs,
@@ -47,6 +49,8 @@ pub(crate) enum Command {
     Schedulers,
     /// List the supported architectures and the models cached on this machine
     Models,
+    /// Say what this machine has and what would run on it, and bring missing CUDA libraries
+    Doctor(DoctorArgs),
     /// Print the version
     Version,
 }

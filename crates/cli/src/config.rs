@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Map, Value, json};
+use stallfree_device::{gpu_is_usable, num_gpus};
 use stallfree_kernels::cpu::{CpuConfig, KvType};
 use stallfree_kernels::cuda::MAX_RANKS;
 use stallfree_models::DtypeChoice;
@@ -284,43 +285,42 @@ fn device(dtype: Dtype, cache: &CacheArgs, environment: &Environment) -> Result<
     if cache.device == DeviceKind::Cpu {
         return Ok(DeviceConfig::Cpu(on_cpu));
     }
-    let (tensor, stages) = (cache.tensor_parallel_size, cache.pipeline_parallel_size);
-    let found = stallfree_device::probe();
-    let needed = ["libnvrtc", "libcublasLt"];
-    let missing: Vec<&str> =
-        found.missing.iter().copied().filter(|library| needed.contains(library)).collect();
-    let problem = match (found.driver_version, found.num_devices) {
-        (None, _) => Some("the NVIDIA driver (libcuda) was not found".to_owned()),
-        (Some(_), 0) => Some("the driver lists no GPU".to_owned()),
-        _ if !missing.is_empty() => Some(format!(
-            "{} not found; install CUDA 13's (PyPI: nvidia-cuda-nvrtc, nvidia-cublas) and put the folder on LD_LIBRARY_PATH",
-            missing.join(" and ")
-        )),
-        (Some(_), count) if count < tensor * stages => Some(format!(
-            "--tensor-parallel-size {tensor} and --pipeline-parallel-size {stages} need {} GPUs, and the driver lists {count}",
-            tensor * stages
-        )),
-        _ if stages > 1 => {
-            Some("--pipeline-parallel-size: stages are on CPUs and simulated so far".to_owned())
-        }
-        _ if tensor > MAX_RANKS => {
-            Some(format!("--tensor-parallel-size: at most {MAX_RANKS} GPUs share a layer"))
-        }
-        _ => None,
+    let on_gpu = GpuConfig {
+        kernel_cache: environment.kernels(),
+        memory_utilization: cache.gpu_memory_utilization,
+        ampere_path: cache.kernels == Kernels::Sm80,
     };
-    match (&cache.device, problem) {
-        (DeviceKind::Cuda, Some(problem)) => bail!("--device cuda: {problem}; or use --device cpu"),
-        (_, Some(problem)) => {
-            if found.num_devices > 0 {
+    match (gpu_problem(cache), &cache.device) {
+        (None, _) => Ok(DeviceConfig::Cuda(on_gpu)),
+        (Some(problem), DeviceKind::Cuda) => {
+            bail!("--device cuda: {problem}; or use --device cpu. `stallfree doctor` says more")
+        }
+        (Some(problem), _) => {
+            if num_gpus() > 0 {
                 tracing::warn!("Computing on the CPU: {problem}");
             }
             Ok(DeviceConfig::Cpu(on_cpu))
         }
-        (_, None) => Ok(DeviceConfig::Cuda(GpuConfig {
-            kernel_cache: environment.cache.join("kernels"),
-            memory_utilization: cache.gpu_memory_utilization,
-            ampere_path: cache.kernels == Kernels::Sm80,
-        })),
+    }
+}
+
+/// Says what keeps as many GPUs as are asked for from being used.
+fn gpu_problem(cache: &CacheArgs) -> Option<String> {
+    let (tensor, stages) = (cache.tensor_parallel_size, cache.pipeline_parallel_size);
+    let count = num_gpus();
+    match gpu_is_usable(0) {
+        Err(problem) => Some(problem.to_string()),
+        Ok(()) if count < tensor * stages => Some(format!(
+            "--tensor-parallel-size {tensor} and --pipeline-parallel-size {stages} need {} GPUs, and the driver lists {count}",
+            tensor * stages
+        )),
+        Ok(()) if stages > 1 => {
+            Some("--pipeline-parallel-size: stages are on CPUs and simulated so far".to_owned())
+        }
+        Ok(()) if tensor > MAX_RANKS => {
+            Some(format!("--tensor-parallel-size: at most {MAX_RANKS} GPUs share a layer"))
+        }
+        Ok(()) => None,
     }
 }
 

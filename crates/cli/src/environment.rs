@@ -48,6 +48,21 @@ impl Environment {
             path: env::var_os("PATH").map_or_else(Vec::new, |all| env::split_paths(&all).collect()),
         }
     }
+
+    /// Returns where our own downloads of models lie.
+    pub(crate) fn models(&self) -> PathBuf {
+        self.cache.join("models")
+    }
+
+    /// Returns where compiled kernels are kept.
+    pub(crate) fn kernels(&self) -> PathBuf {
+        self.cache.join("kernels")
+    }
+
+    /// Returns where downloaded libraries lie.
+    pub(crate) fn libraries(&self) -> PathBuf {
+        self.cache.join("libraries")
+    }
 }
 
 impl HubEnvironment {

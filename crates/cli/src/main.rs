@@ -6,6 +6,7 @@ mod calibrate;
 mod chat;
 mod config;
 mod console;
+mod doctor;
 mod download;
 mod environment;
 mod instance;
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
         Err(error) => error.exit(),
     };
     let environment = Environment::read();
+    stallfree_device::search_libraries_in(&environment.libraries());
     let is_quiet =
         matches!(parsed.cli.command, Command::Chat(_) | Command::Bench(_) | Command::Calibrate(_));
     log::start(environment.log.as_deref().unwrap_or(if is_quiet { "warn" } else { "info" }));
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
         Command::Calibrate(args) => calibrate::run(args, &environment),
         Command::Schedulers => schedulers::print_all(),
         Command::Chat(args) => chat::run(args, &environment),
+        Command::Doctor(args) => doctor::run(args, &environment),
         Command::Models => models::print_all(&environment),
         Command::Version => console::print(concat!("stallfree ", env!("CARGO_PKG_VERSION"), "\n"))
             .map_err(Into::into),

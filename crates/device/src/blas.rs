@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use cudarc::cublaslt::sys as lt;
 
+use crate::libraries::{self, Library};
 use crate::{Device, DeviceError, DeviceSlice, Dtype, Stream};
 
 /// How many of the library's candidates are asked for.
@@ -67,13 +68,7 @@ impl Lt {
     /// cuBLASLt cannot be loaded or refuses.
     pub fn new(device: &Arc<Device>, workspace: DeviceSlice) -> Result<Self, DeviceError> {
         device.bind()?;
-        // SAFETY: only tries to open a shared library.
-        if !unsafe { lt::is_culib_present() } {
-            return Err(DeviceError::Missing {
-                library: "libcublasLt.so.13",
-                hint: "install CUDA 13's cuBLAS (PyPI package nvidia-cublas) and put its folder on LD_LIBRARY_PATH",
-            });
-        }
+        libraries::open(Library::CublasLt)?;
         let mut handle = std::ptr::null_mut();
         // SAFETY: the context is bound and the pointer is to a live handle.
         check("cublasLtCreate", unsafe { lt::cublasLtCreate(&raw mut handle) })?;

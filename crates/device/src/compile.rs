@@ -5,6 +5,7 @@ use std::ffi::CString;
 use cudarc::nvrtc::sys as nv;
 
 use crate::DeviceError;
+use crate::libraries::{self, Library};
 
 /// A kernel source and what it is specialized to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -96,17 +97,27 @@ impl Cubin {
 /// # Errors
 /// NVRTC cannot be loaded.
 pub fn compiler_version() -> Result<(u32, u32), DeviceError> {
-    // SAFETY: only tries to open a shared library.
-    if !unsafe { nv::is_culib_present() } {
-        return Err(DeviceError::Missing {
-            library: "libnvrtc.so.13",
-            hint: "install the CUDA 13 run-time compiler (PyPI package nvidia-cuda-nvrtc) and put its folder on LD_LIBRARY_PATH",
-        });
-    }
+    libraries::open(Library::Nvrtc)?;
     let (mut major, mut minor) = (0, 0);
     // SAFETY: the library is present and both pointers are to live integers.
     let _ = unsafe { nv::nvrtcVersion(&raw mut major, &raw mut minor) };
     Ok((major.unsigned_abs(), minor.unsigned_abs()))
+}
+
+/// Says whether the compiler knows `arch`.
+///
+/// # Errors
+/// NVRTC cannot be loaded.
+pub fn compiler_knows(arch: Arch) -> Result<bool, DeviceError> {
+    libraries::open(Library::Nvrtc)?;
+    let mut count = 0;
+    // SAFETY: the library is present and the pointer is to a live integer.
+    let _ = unsafe { nv::nvrtcGetNumSupportedArchs(&raw mut count) };
+    let mut known = vec![0; usize::try_from(count).unwrap_or(0)];
+    // SAFETY: the buffer has room for as many as the library said.
+    let _ = unsafe { nv::nvrtcGetSupportedArchs(known.as_mut_ptr()) };
+    let digits = arch.name().trim_start_matches("sm_").trim_end_matches('a');
+    Ok(known.iter().any(|number| number.to_string() == digits))
 }
 
 /// Compiles `source` for `arch`; needs no GPU.

@@ -6,7 +6,6 @@ use cudarc::driver::sys as cu;
 use cudarc::driver::sys::CUdevice_attribute_enum as Attr;
 
 use crate::error::{check, no_driver};
-use crate::probe::driver_present;
 use crate::{Arch, DeviceError};
 
 /// What a GPU is.
@@ -46,34 +45,15 @@ impl Device {
     /// # Errors
     /// No driver, no such GPU, or a GPU older than Ampere.
     pub fn open(ordinal: usize) -> Result<Arc<Self>, DeviceError> {
-        if !driver_present() {
-            return Err(no_driver());
-        }
-        let (mut count, mut handle, mut context) = (0, 0, std::ptr::null_mut());
-        // SAFETY: the driver is present and the pointer is to a live integer.
-        unsafe {
-            check("cuInit", cu::cuInit(0))?;
-            check("cuDeviceGetCount", cu::cuDeviceGetCount(&raw mut count))?;
-        }
-        let count = usize::try_from(count).unwrap_or(0);
-        let index = i32::try_from(ordinal).unwrap_or(i32::MAX);
-        if ordinal >= count {
-            return Err(DeviceError::NoSuchDevice { ordinal, count });
-        }
-        // SAFETY: the ordinal is below the count, and the pointers are to live handles.
-        unsafe {
-            check("cuDeviceGet", cu::cuDeviceGet(&raw mut handle, index))?;
-            check(
-                "cuDevicePrimaryCtxRetain",
-                cu::cuDevicePrimaryCtxRetain(&raw mut context, handle),
-            )?;
-        }
+        let handle = find(ordinal)?;
         let props = read_props(handle)?;
+        check_age(&props)?;
+        let mut context = std::ptr::null_mut();
+        // SAFETY: the handle came from the driver, and the pointer is to a live handle.
+        check("cuDevicePrimaryCtxRetain", unsafe {
+            cu::cuDevicePrimaryCtxRetain(&raw mut context, handle)
+        })?;
         let device = Self { ordinal, handle, context, props };
-        let (major, minor) = device.props.compute_capability;
-        if major < 8 {
-            return Err(DeviceError::TooOld { name: device.props.name.clone(), major, minor });
-        }
         device.bind()?;
         Ok(Arc::new(device))
     }
@@ -161,7 +141,53 @@ impl Drop for Device {
     }
 }
 
-fn read_props(handle: cu::CUdevice) -> Result<DeviceProps, DeviceError> {
+/// Says whether `libcuda` can be loaded; every other driver call needs it.
+pub(crate) fn driver_present() -> bool {
+    // SAFETY: only tries to open a shared library.
+    unsafe { cu::is_culib_present() }
+}
+
+/// Returns how many GPUs the driver lists.
+pub(crate) fn count() -> Result<usize, DeviceError> {
+    if !driver_present() {
+        return Err(no_driver());
+    }
+    let mut count = 0;
+    // SAFETY: the driver is present and the pointer is to a live integer.
+    unsafe {
+        match cu::cuInit(0) {
+            cu::CUresult::CUDA_ERROR_NO_DEVICE => return Ok(0),
+            code => check("cuInit", code)?,
+        }
+        check("cuDeviceGetCount", cu::cuDeviceGetCount(&raw mut count))?;
+    }
+    Ok(usize::try_from(count).unwrap_or(0))
+}
+
+/// Returns the driver's handle of a GPU.
+pub(crate) fn find(ordinal: usize) -> Result<cu::CUdevice, DeviceError> {
+    let count = count()?;
+    if ordinal >= count {
+        return Err(DeviceError::NoSuchDevice { ordinal, count });
+    }
+    let mut handle = 0;
+    // SAFETY: the ordinal is below the count, and the pointer is to a live handle.
+    check("cuDeviceGet", unsafe {
+        cu::cuDeviceGet(&raw mut handle, i32::try_from(ordinal).unwrap_or(i32::MAX))
+    })?;
+    Ok(handle)
+}
+
+/// Refuses what is older than Ampere.
+pub(crate) fn check_age(props: &DeviceProps) -> Result<(), DeviceError> {
+    let (major, minor) = props.compute_capability;
+    if major >= 8 {
+        return Ok(());
+    }
+    Err(DeviceError::TooOld { name: props.name.clone(), major, minor })
+}
+
+pub(crate) fn read_props(handle: cu::CUdevice) -> Result<DeviceProps, DeviceError> {
     let attribute = |which: Attr| {
         let mut value = 0;
         // SAFETY: the handle came from cuDeviceGet and the pointer is to a live integer.

@@ -1,5 +1,7 @@
 //! What can go wrong on a device, and what to do about it.
 
+use std::path::PathBuf;
+
 use cudarc::driver::sys::CUresult;
 
 /// A call to the driver or one of its libraries failed.
@@ -14,8 +16,26 @@ pub enum DeviceError {
         /// What to install.
         hint: &'static str,
     },
+    /// A shared library is there, but can't be opened.
+    #[error("{} can't be opened: {reason}; `stallfree doctor --fetch` brings another", .path.display())]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// What the dynamic linker said.
+        reason: String,
+    },
+    /// The driver is older than the compiler whose kernels it is to run.
+    #[error(
+        "the driver supports CUDA {}.{} and can't run kernels of NVRTC {}.{}; install NVIDIA driver 580 or newer", .driver.0, .driver.1, .compiler.0, .compiler.1
+    )]
+    DriverTooOld {
+        /// The newest CUDA that the driver supports.
+        driver: (u32, u32),
+        /// The compiler's version.
+        compiler: (u32, u32),
+    },
     /// There is no such GPU.
-    #[error("GPU {ordinal} was asked for, but the driver lists {count}")]
+    #[error("{}", no_gpu(*.ordinal, *.count))]
     NoSuchDevice {
         /// The GPU asked for.
         ordinal: usize,
@@ -105,6 +125,13 @@ pub(crate) fn check(call: &'static str, code: CUresult) -> Result<(), DeviceErro
 pub(crate) const fn no_driver() -> DeviceError {
     DeviceError::Missing {
         library: "libcuda.so.1",
-        hint: "install the NVIDIA driver (580 or newer), or run on the CPU",
+        hint: "install the NVIDIA driver, 580 or newer",
+    }
+}
+
+fn no_gpu(ordinal: usize, count: usize) -> String {
+    match count {
+        0 => "the NVIDIA driver lists no GPU; CUDA_VISIBLE_DEVICES or a container's settings (--gpus all) may hide it".to_owned(),
+        _ => format!("GPU {ordinal} was asked for, but the driver lists {count}"),
     }
 }

@@ -12,6 +12,7 @@ use stallfree_models::{Checkpoint, DtypeChoice, LoadOptions, Model, ModelConfig}
 use crate::cpu::probe;
 use crate::ranks::{on_each, run_all};
 use crate::runner::HEAD_ROWS;
+use crate::start::free_share;
 use crate::{Error, KvSize, Parallel, Runner, ThreadExecutor, WorkerReport};
 
 /// How to start a worker on a GPU.
@@ -124,11 +125,17 @@ fn num_blocks(
 ) -> Result<usize, Error> {
     let spec = model.kv_spec(1, config.block_size);
     let elements = spec.num_layers * spec.block_size * spec.num_kv_heads * spec.head_dim * 2;
-    let (free, total) = backend.memory()?;
-    let reserved = total as f64 * (1.0 - config.gpu_memory_utilization.clamp(0.0, 1.0));
+    let block_bytes = elements as u64 * 2;
+    let memory = backend.memory()?;
     let enough = config.max_kv_tokens.div_ceil(config.block_size);
-    let free = || (free as f64 - reserved).max(0.0) as u64;
-    config.kv_size.num_blocks(elements as u64 * 2, enough, free)
+    let num_blocks = config
+        .kv_size
+        .num_blocks(block_bytes, enough, || free_share(memory, config.gpu_memory_utilization))?;
+    let (bytes, free) = (block_bytes.saturating_mul(num_blocks as u64), memory.0 as u64);
+    if bytes > free {
+        return Err(Error::KvCacheTooLarge { bytes, free });
+    }
+    Ok(num_blocks)
 }
 
 /// Joins the ranks of each stage.

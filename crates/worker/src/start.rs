@@ -39,6 +39,12 @@ impl KvSize {
     }
 }
 
+/// Returns the bytes that a KV cache may take by default: what is free, less the share of all memory that is left to others.
+pub(crate) fn free_share((free, total): (usize, usize), utilization: f64) -> u64 {
+    let reserved = total as f64 * (1.0 - utilization.clamp(0.0, 1.0));
+    (free as f64 - reserved).max(0.0) as u64
+}
+
 /// What starting a worker found.
 #[derive(Clone, Debug)]
 pub struct WorkerReport {
@@ -87,7 +93,52 @@ pub enum Error {
         /// Bytes that there are.
         bytes: u64,
     },
+    /// The KV cache is larger than the memory.
+    #[error(
+        "a KV cache of {bytes} bytes was asked for, and {free} are free: lower --num-gpu-blocks-override or --kv-cache-memory-bytes"
+    )]
+    KvCacheTooLarge {
+        /// Bytes that were asked for.
+        bytes: u64,
+        /// Bytes that are free.
+        free: u64,
+    },
     /// A thread could not be started.
     #[error("the worker's thread could not be started: {0}")]
     Thread(#[from] std::io::Error),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Error, KvSize, free_share};
+
+    #[test]
+    fn a_cache_takes_what_it_is_told() {
+        let check = |size: KvSize, free: u64, expected: Option<usize>| {
+            let found = size.num_blocks(1000, 50, || free);
+            assert_eq!(found.as_ref().ok(), expected.as_ref(), "{size:?}, {free} free: {found:?}");
+            let says_what_to_do =
+                |error: &Error| error.to_string().contains("--kv-cache-memory-bytes");
+            assert!(found.as_ref().err().is_none_or(says_what_to_do), "{found:?}");
+        };
+        check(KvSize::Auto, 20_999, Some(20));
+        check(KvSize::Auto, 1 << 30, Some(50)); // no more than can ever be in use
+        check(KvSize::Auto, 999, None);
+        check(KvSize::Bytes(70_500), 0, Some(70));
+        check(KvSize::Bytes(999), 1 << 30, None);
+        check(KvSize::Blocks(7), 0, Some(7));
+        check(KvSize::Blocks(0), 0, Some(1));
+    }
+
+    #[test]
+    fn a_share_counts_what_others_have_taken() {
+        let check = |free, utilization, expected: u64| {
+            assert_eq!(free_share((free, 1000), utilization), expected, "{free} {utilization}");
+        };
+        check(1000, 0.75, 750);
+        check(800, 0.75, 550);
+        check(200, 0.75, 0);
+        check(500, 1.0, 500);
+        check(500, 7.0, 500);
+    }
 }

@@ -9,7 +9,7 @@ use candle_core::{Device, Tensor};
 use candle_transformers::models::{quantized_llama, quantized_qwen2, quantized_qwen3};
 use serde_json::{Value as Json, json};
 use stallfree_models::tiny::TinyModel;
-use stallfree_models::{Checkpoint, LoadOptions, TokenizerSource};
+use stallfree_models::{Checkpoint, DtypeChoice, LoadOptions, TokenizerSource};
 
 use crate::oracle;
 use crate::running::{Running, assert_close, prompt};
@@ -128,6 +128,9 @@ fn check(architecture: &str, name: &str, dtype: GgmlDType) {
     let expected = oracle::logits_of(&gguf.config, gguf.dequantized.clone(), &tokens);
     let what = format!("{name} {dtype:?}");
     assert_close(&what, &got, &expected, tolerance(dtype));
+    let options = LoadOptions { dtype: DtypeChoice::F32, ..LoadOptions::default() };
+    let exact = Running::load(&checkpoint, &options).logits(&tokens, &[5]);
+    assert_close(&format!("{what} in single precision"), &exact, &expected, 1e-5);
     if !matches!(dtype, GgmlDType::BF16) {
         assert_close(
             &format!("{what}, candle"),

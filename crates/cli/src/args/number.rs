@@ -48,6 +48,15 @@ pub(crate) fn positive(text: &str) -> Result<usize, String> {
     }
 }
 
+/// Reads a share: more than 0, at most 1.
+///
+/// # Errors
+/// A sentence that says so.
+pub(crate) fn share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|share| *share > 0.0 && *share <= 1.0);
+    share.ok_or_else(|| format!("'{text}' is not a share such as 0.9: more than 0, at most 1"))
+}
+
 /// A number, or leave to decide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Auto {

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use clap::{ArgAction, Args, ValueEnum};
 
-use super::number::{Auto, count, positive};
+use super::number::{Auto, count, positive, share};
 
 /// The flags of `serve`.
 #[derive(Debug, Args)]
@@ -53,7 +53,7 @@ pub(crate) struct ModelArgs {
     /// How to read the weights; dummy draws them at random and needs only a config.json
     #[arg(long, value_enum, default_value_t = LoadFormat::Auto)]
     pub(crate) load_format: LoadFormat,
-    /// The type that weights are kept in; quantized ones stay as they are
+    /// The type that weights are kept in; quantized ones stay as they are, except with float32
     #[arg(long, value_enum, default_value_t = Dtype::Auto)]
     pub(crate) dtype: Dtype,
     /// Most tokens of a request, prompt and answer together (8k, 8K, auto)
@@ -153,7 +153,7 @@ pub(crate) struct CacheArgs {
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
     /// Share of the GPU's memory to take
-    #[arg(long, value_name = "SHARE", default_value_t = 0.9)]
+    #[arg(long, value_name = "SHARE", value_parser = share, default_value = "0.9")]
     pub(crate) gpu_memory_utilization: f64,
     /// GPU kernels to use
     #[arg(long, value_enum, default_value_t = Kernels::Auto)]

