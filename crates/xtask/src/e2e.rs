@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
+
+use crate::status;
 
 /// Installs the clients into a virtual environment of the target folder and runs the suite; anything missing fails.
 pub(crate) fn run(root: &Path, binary: &Path) -> Result<()> {
@@ -25,9 +27,4 @@ pub(crate) fn run(root: &Path, binary: &Path) -> Result<()> {
             .arg(&suite)
             .env("STALLFREE_BINARY", binary),
     )
-}
-
-fn status(command: &mut Command) -> Result<()> {
-    let status = command.status().with_context(|| format!("{command:?} could not be run"))?;
-    if status.success() { Ok(()) } else { bail!("{command:?} failed: {status}") }
 }

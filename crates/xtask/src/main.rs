@@ -1,9 +1,11 @@
 //! The project's own checks, as `cargo xtask <command>`.
 
 mod e2e;
+mod kernels;
 mod linkage;
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
@@ -11,6 +13,7 @@ const USAGE: &str = "usage: cargo xtask <command>
   tidy     dependency levels, unsafe code, file sizes, TODOs, generated pages (also a test)
   docs     writes the pages that come from the code
   linkage  the release binary needs nothing beyond the C library's family
+  kernels  every CUDA kernel compiles for each architecture, without spilling; fetches NVRTC, needs no GPU
   e2e      official clients against the release binary with the default model";
 
 fn main() -> Result<()> {
@@ -21,6 +24,7 @@ fn main() -> Result<()> {
         }
         Some("docs") => xtask::write_generated(&root()?),
         Some("linkage") => linkage::check(&release_binary()?),
+        Some("kernels") => kernels::check(&root()?, &release_binary()?),
         Some("e2e") => e2e::run(&root()?, &release_binary()?),
         _ => bail!(USAGE),
     }
@@ -39,4 +43,10 @@ fn release_binary() -> Result<PathBuf> {
         bail!("{} is missing; run `cargo build --release` first", path.display());
     }
     Ok(path)
+}
+
+/// Runs a command to its end.
+fn status(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("{command:?} could not be run"))?;
+    if status.success() { Ok(()) } else { bail!("{command:?} failed: {status}") }
 }

@@ -116,7 +116,8 @@ impl Toolchain {
     }
 }
 
-/// Returns builds that cover every kernel and the shapes of common models, for checks of what they compile to.
+/// Returns builds that cover every kernel and the shapes of common models, for checks of what they compile to. A kernel joins with
+/// its launcher's `build`.
 ///
 /// # Errors
 /// A shape of the list is one that a launcher refuses.
@@ -140,10 +141,19 @@ pub fn builds(dtype: Dtype) -> Result<Vec<Build>, CudaError> {
     }
     for (num_heads, num_kv_heads, head_dim) in [
         (9, 3, 64),
+        (12, 12, 64),
+        (14, 2, 64),
+        (32, 8, 64),
         (32, 32, 96),
+        (16, 8, 128),
+        (24, 8, 128),
         (32, 8, 128),
+        (40, 8, 128),
+        (48, 8, 128),
         (56, 8, 128),
         (16, 1, 128),
+        (32, 32, 128),
+        (4, 1, 256),
         (16, 8, 256),
         (8, 1, 256),
     ] {
