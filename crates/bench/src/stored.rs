@@ -76,19 +76,39 @@ impl StoredResult {
     /// Returns how many GPUs did it: all of prefill and decode instances together.
     #[must_use]
     pub fn num_gpus(&self) -> f64 {
-        let count = |names: [&str; 2]| names.into_iter().find_map(|name| self.number(name));
         if let Some(gpus) = self.number("num_gpus") {
             return gpus;
         }
         let tensor = self.number("tensor_parallel_size").unwrap_or(1.0);
-        let prefill = count(["num_prefill_instances", "prefill_instances"]);
-        let decode = count(["num_decode_instances", "decode_instances"]);
-        if prefill.is_none() || decode.is_none() {
-            return tensor * prefill.or(decode).unwrap_or(1.0);
+        match (self.prefill_instances(), self.decode_instances()) {
+            (Some((prefill, each)), Some((decode, other))) => prefill * each + decode * other,
+            (Some((count, _)), None) | (None, Some((count, _))) => tensor * count,
+            (None, None) => tensor,
         }
-        let of = |names: [&str; 2]| count(names).unwrap_or(tensor);
-        prefill.unwrap_or(0.0) * of(["prefill_tensor_parallel_size", "prefiller_tp_size"])
-            + decode.unwrap_or(0.0) * of(["decode_tensor_parallel_size", "decoder_tp_size"])
+    }
+
+    /// Returns how many instances there are for prefills only, and the GPUs of each.
+    #[must_use]
+    pub fn prefill_instances(&self) -> Option<(f64, f64)> {
+        self.instances(
+            ["num_prefill_instances", "prefill_instances"],
+            ["prefill_tensor_parallel_size", "prefiller_tp_size"],
+        )
+    }
+
+    /// Returns how many instances there are for decodes only, and the GPUs of each.
+    #[must_use]
+    pub fn decode_instances(&self) -> Option<(f64, f64)> {
+        self.instances(
+            ["num_decode_instances", "decode_instances"],
+            ["decode_tensor_parallel_size", "decoder_tp_size"],
+        )
+    }
+
+    fn instances(&self, count: [&str; 2], gpus: [&str; 2]) -> Option<(f64, f64)> {
+        let first = |names: [&str; 2]| names.into_iter().find_map(|name| self.number(name));
+        let each = first(gpus).or_else(|| self.number("tensor_parallel_size"));
+        Some((first(count)?, each.unwrap_or(1.0)))
     }
 }
 

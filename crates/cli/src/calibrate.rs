@@ -11,7 +11,7 @@ use stallfree_sim::{
 };
 
 use crate::args::EngineArgs;
-use crate::config::{DeviceConfig, InstanceConfig};
+use crate::config::{DeviceConfig, InstanceConfig, TokenBudget};
 use crate::environment::Environment;
 use crate::{console, instance, model_source};
 use measure::{Measurement, Row};
@@ -84,8 +84,17 @@ pub(crate) fn run(args: &CalibrateArgs, environment: &Environment) -> Result<()>
     if args.engine.cache.pipeline_parallel_size > 1 {
         bail!("--pipeline-parallel-size: one stage is measured; leave it at 1");
     }
-    // Every prompt token is to be computed.
+    if args.engine.cache.tensor_parallel_size > 1
+        && named.is_none()
+        && !config.device.is_simulated()
+    {
+        bail!("--tensor-parallel-size: name the GPUs, whose links are known then: --gpu h100-sxm");
+    }
+    // Every prompt token is to be computed, and most prompts in one step.
     config.scheduler.enable_prefix_caching = false;
+    if config.token_budget == TokenBudget::Measured {
+        config.token_budget = TokenBudget::Exactly(2048);
+    }
     let found = model_source::find(&args.engine.model, config.weights, environment)?;
     let model = instance::sizes(&found.path)?;
     let shape = ModelShape::from_config(&model)?;

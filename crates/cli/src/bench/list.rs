@@ -75,10 +75,12 @@ fn describe(folder: &Path, entry: &Entry, root: &Path) -> String {
         (Some(rate), _) => format!(", {rate} req/s"),
         _ => String::new(),
     };
-    let gpus = match first.map_or((None, None), |result| {
-        (result.number("num_prefill_instances"), result.number("num_decode_instances"))
-    }) {
-        (Some(prefill), Some(decode)) => format!("PF:{prefill}, D:{decode}"),
+    let gpus = match first
+        .map_or((None, None), |result| (result.prefill_instances(), result.decode_instances()))
+    {
+        (Some((prefill, each)), Some((decode, other))) => {
+            format!("PF:{prefill}, D:{decode}, TP:{each}x{other}")
+        }
         _ => format!("GPUs:{}", first.map_or(1.0, StoredResult::num_gpus)),
     };
     let model =

@@ -149,7 +149,8 @@ pub(crate) fn save(args: &RunArgs, ran: &Ran, path: &std::path::Path, command: &
 fn subtitle(ran: &Ran) -> String {
     let text = |name: &str| ran.config.get(name).and_then(Value::as_str).unwrap_or_default();
     let load = load_line(&ran.about);
-    format!("{}, {}, {} scheduler\n{load}", ran.about.model, text("device"), text("scheduler"))
+    let model = ran.about.model.rsplit('/').next().unwrap_or_default();
+    format!("{model}, {}, {} scheduler\n{load}", text("device"), text("scheduler"))
 }
 
 /// Makes the workload and runs it.

@@ -94,12 +94,14 @@ pub(super) fn steps(args: &FitArgs, path: &Path, config: &InstanceConfig) -> Res
         let engine = spawn(built)?;
         // What is only done once, such as choosing algorithms for a shape, is not a step's time: the first round does not count.
         let rounds = args.repeats.max(1) + 1;
-        let total = rounds * rows.len();
+        let total = rounds * rows.iter().map(|row| row.count).sum::<usize>();
+        let mut done = 0;
         let mut bar = RunProgress::start("Measuring", total, args.no_progress);
-        for (done, index) in (0..total).enumerate() {
+        for index in 0..rounds * rows.len() {
             let row = rows[index % rows.len()];
             bar.show(done, total, || format!("{} x {} tokens", row.count, row.len));
             let workload = row.workload(args.output_len, index)?;
+            done += row.count;
             let silent = &mut |_: Progress| {};
             let ran = in_real_time(&engine, &workload, &run, &recorder, silent);
             if let Some(error) = ran.requests.iter().find_map(|request| request.error()) {

@@ -35,15 +35,22 @@ pub(super) fn start(path: &Path, device: &SimDevice, config: &InstanceConfig) ->
         weight_bytes: executor.weight_bytes(),
         kv_bytes: executor.kv_bytes(),
         activation_bytes: 0,
-        device: format!(
-            "simulated {}, {} GPUs a layer, {} stages; bytes are those of the fullest GPU",
-            sim.gpu.name, sim.parallel.tensor, sim.parallel.pipeline
-        ),
+        device: describe(&sim.gpu.name, sim.parallel),
         step_tokens: None,
         phases: Vec::new(),
     };
     let ModelShape { max_model_len, vocab_size, .. } = sim.shape;
     Ok(Started { executor: Box::new(executor), worker, model_len: max_model_len, vocab_size })
+}
+
+/// Names the device: `simulated 4 x a100-80g-sxm, 2 stages`. Bytes in its report are those of the fullest GPU.
+fn describe(gpu: &str, Parallel { tensor, pipeline }: Parallel) -> String {
+    let count = match tensor * pipeline {
+        1 => String::new(),
+        count => format!("{count} x "),
+    };
+    let stages = if pipeline > 1 { format!(", {pipeline} stages") } else { String::new() };
+    format!("simulated {count}{gpu}{stages}")
 }
 
 /// Returns a model's sizes as a config.json has them: the model's own, that of a model known by name, or one made from a GGUF file.
