@@ -101,6 +101,7 @@ pub(crate) fn criterion() -> Criterion<VirtualTime> {
     Criterion::default()
         .with_measurement(VirtualTime)
         .sample_size(10)
+        .noise_threshold(0.001)
         .warm_up_time(Duration::from_millis(50))
         .measurement_time(Duration::from_millis(500))
 }

@@ -25,6 +25,9 @@ use crate::{
     Wake,
 };
 
+/// How often the books are checked at most.
+const CHECK_EVERY: Duration = Duration::from_secs(60);
+
 /// Runs sequences on an executor in the order that a policy chooses.
 pub struct Engine {
     pub(crate) planner: Planner,
@@ -41,6 +44,8 @@ pub struct Engine {
     next_batch: u64,
     last_collected: Time,
     was_idle: bool,
+    /// When the books were checked.
+    checked: Option<Time>,
     dead: Option<String>,
     /// Absent if it is alone.
     pub(crate) membership: Option<Membership>,
@@ -72,6 +77,7 @@ impl Engine {
             next_batch: 0,
             last_collected: Time::ZERO,
             was_idle: true,
+            checked: None,
             dead: None,
             membership: None,
             leases: SeqMap::default(),
@@ -88,7 +94,7 @@ impl Engine {
         self.schedule(now);
         self.emit();
         self.refresh_stats();
-        self.check_when_idle();
+        self.check_when_idle(now);
         self.wake()
     }
 
@@ -287,14 +293,15 @@ impl Engine {
         self.refresh_stats();
     }
 
-    /// Checks the books whenever the engine falls idle, when nobody waits for it.
-    fn check_when_idle(&mut self) {
+    /// Checks the books when the engine falls idle and nobody waits for it, but not all the time: a check looks at every block.
+    fn check_when_idle(&mut self, now: Time) {
         let is_idle = self.planner.is_idle() && self.in_flight.is_empty();
-        if is_idle
-            && !self.was_idle
-            && let Err(error) = self.planner.check_integrity()
-        {
-            self.fail(&format!("the KV cache's books disagree: {error}"));
+        let is_due = self.checked.is_none_or(|last| now - last >= CHECK_EVERY);
+        if is_idle && !self.was_idle && is_due {
+            self.checked = Some(now);
+            if let Err(error) = self.planner.check_integrity() {
+                self.fail(&format!("the KV cache's books disagree: {error}"));
+            }
         }
         self.was_idle = is_idle;
     }

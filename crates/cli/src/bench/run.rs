@@ -72,6 +72,8 @@ pub(crate) enum ClockKind {
 /// What is kept of each batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Records {
+    /// Nothing, and no request's tokens either: a day of traffic has millions
+    None,
     /// Nothing
     Requests,
     /// Its figures
@@ -141,7 +143,9 @@ pub(crate) fn save(args: &RunArgs, ran: &Ran, path: &std::path::Path, command: &
     ] {
         json.insert(name.to_owned(), value);
     }
-    add_details(&mut json, &ran.outcome.requests);
+    if args.mode.records != Records::None {
+        add_details(&mut json, &ran.outcome.requests);
+    }
     Ok(folder.write_result(&json)?)
 }
 
@@ -166,7 +170,7 @@ pub(crate) fn execute(args: &RunArgs, environment: &Environment, what: &str) -> 
     };
     let mut recipe = args.workload.resolve(&|text| count_tokens(tokenizer.as_ref(), text))?;
     let detail = match args.mode.records {
-        Records::Requests => Detail::Requests,
+        Records::None | Records::Requests => Detail::Requests,
         Records::Batches => Detail::Batches,
         Records::Chunks => Detail::Chunks,
     };

@@ -84,7 +84,7 @@ pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
     ] {
         for (limit_name, factor) in LIMITS {
             let mut bars = [Vec::new(), Vec::new(), Vec::new()];
-            for (place, case) in CASES.iter().enumerate() {
+            for (place, case) in lab.cases(&CASES).iter().enumerate() {
                 let limit = factor * iteration(lab, &case.deployment)?;
                 let chunk = if factor > 5.0 { case.relaxed_chunk } else { 512 };
                 let policies = [
@@ -111,7 +111,7 @@ pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
                 table.row([
                     dataset.into(),
                     limit_name.into(),
-                    case.title.into(),
+                    (&*lab.title(case.title)).into(),
                     limit.into(),
                     orca.into(),
                     vllm.into(),
@@ -123,12 +123,13 @@ pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
                     for (name, ours, theirs) in
                         [("orca", over[0], case.theirs[0]), ("vllm", over[1], case.theirs[1])]
                     {
-                        let figure = format!("{}: sarathi's capacity over {name}'s", case.title);
+                        let figure =
+                            format!("{}: sarathi's capacity over {name}'s", lab.title(case.title));
                         comparison.row([(&*figure).into(), ours.into(), theirs.into()]);
                     }
                 }
             }
-            charts.push(chart(&format!("{dataset}, {limit_name} limit"), bars));
+            charts.push(chart(lab, &format!("{dataset}, {limit_name} limit"), bars));
         }
     }
     lab.table("summary", &table)?;
@@ -137,14 +138,14 @@ pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
     let subtitle = "P99 at most 5 (strict) or 25 (relaxed) times a decode iteration of 32 sequences\n\
         of 4,096 tokens; median scheduling delay at most 2 s";
     let subtitle = subtitle.to_owned();
-    lab.plot("capacity", &Figure { title, subtitle, charts })
+    lab.plot("capacity", Figure { title, subtitle, charts })
 }
 
 /// Draws the three policies' capacities, a group of bars a model.
-fn chart(label: &str, bars: [Vec<(f64, f64)>; 3]) -> Chart {
+fn chart(lab: &Lab<'_>, label: &str, bars: [Vec<(f64, f64)>; 3]) -> Chart {
     let series = ["orca", "vllm", "sarathi"].into_iter().zip(bars).enumerate();
     Chart {
-        x: Axis::names(label, CASES.iter().map(|case| case.title.to_owned())),
+        x: Axis::names(label, lab.cases(&CASES).iter().map(|case| lab.title(case.title))),
         y: Axis::linear("capacity, requests a second"),
         series: series
             .map(|(color, (name, bars))| Series::line(name, color, bars).looking(Look::Bars))

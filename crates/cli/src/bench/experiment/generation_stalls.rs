@@ -70,7 +70,7 @@ pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
         lab.table("comparison", &comparison(sarathi, vllm))?;
     }
     lab.table("decode_completion", &completion(&curves))?;
-    lab.plot("generation_stalls", &figure(lab, &curves))
+    lab.plot("generation_stalls", figure(lab, &curves))
 }
 
 /// When a policy's tokens came.

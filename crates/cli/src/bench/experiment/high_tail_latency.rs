@@ -78,5 +78,5 @@ pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
             ..Chart::default()
         }],
     };
-    lab.plot("high_tail_latency", &figure)
+    lab.plot("high_tail_latency", figure)
 }

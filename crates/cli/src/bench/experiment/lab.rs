@@ -115,6 +115,16 @@ impl<'a> Lab<'a> {
         &self.output
     }
 
+    /// Returns those of an experiment's deployments that are to be run: one, if the user's takes its place.
+    pub(super) fn cases<T>(&self, cases: &'static [T]) -> &'static [T] {
+        if self.args.model.is_some() { &cases[..cases.len().min(1)] } else { cases }
+    }
+
+    /// Returns what to call a deployment.
+    pub(super) fn title(&self, papers: &str) -> String {
+        self.args.model.clone().unwrap_or_else(|| papers.to_owned())
+    }
+
     /// Returns in words what the last run's lengths were.
     pub(super) fn dataset(&self) -> &str {
         &self.dataset
@@ -265,9 +275,12 @@ impl<'a> Lab<'a> {
         Ok(())
     }
 
-    /// Keeps a chart.
-    pub(super) fn plot(&self, name: &str, figure: &Figure) -> Result<()> {
-        Ok(plot::write(figure, &self.output.join(name))?)
+    /// Keeps a chart; one that is made with a user's trace says so.
+    pub(super) fn plot(&self, name: &str, mut figure: Figure) -> Result<()> {
+        if self.args.trace.is_some() && !figure.subtitle.contains(&self.dataset) {
+            figure.subtitle += &format!("\n{}", self.dataset);
+        }
+        Ok(plot::write(&figure, &self.output.join(name))?)
     }
 
     /// Keeps a text.

@@ -22,25 +22,25 @@ const SHARES: [f64; 4] = [0.4, 0.6, 0.8, 0.95];
 
 const CASES: [Case; 4] = [
     Case {
-        title: "Mistral-7B, 1 A100",
+        title: "Mistral-7B on 1 A100",
         deployment: MISTRAL,
         rates: [1.0, 2.0, 3.0, 4.0],
         chunk: 1024,
     },
     Case {
-        title: "Yi-34B, 2 A100",
+        title: "Yi-34B on 2 A100",
         deployment: super::generation_stalls::YI,
         rates: [0.55, 0.7, 0.85, 1.0],
         chunk: 2048,
     },
     Case {
-        title: "LLaMA2-70B, 8 A40",
+        title: "LLaMA2-70B on 8 A40",
         deployment: LLAMA,
         rates: [0.2, 0.4, 0.6, 0.8],
         chunk: 2048,
     },
     Case {
-        title: "Falcon-180B, 8 A100",
+        title: "Falcon-180B on 8 A100",
         deployment: FALCON,
         rates: [0.4, 0.6, 0.8, 1.0],
         chunk: 2048,
@@ -66,16 +66,17 @@ pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
         "stalled_share",
     ]);
     let (mut tbt, mut ttft) = (Vec::new(), Vec::new());
-    for case in &CASES {
-        let sarathi = Policy::new("sarathi", 128, case.chunk)
-            .called(format!("sarathi, chunk {}", case.chunk));
+    for case in lab.cases(&CASES) {
+        let title = lab.title(case.title);
+        let sarathi =
+            Policy::new("sarathi", 128, case.chunk).called(format!("sarathi chunk {}", case.chunk));
         let saturation = saturation(lab, case, &sarathi)?;
         let mut rates: Vec<f64> = SHARES.iter().map(|share| rounded(share * saturation)).collect();
         rates.extend(case.rates);
         rates.sort_unstable_by(f64::total_cmp);
         rates.dedup();
         let vllm = [16, 32, 64, 128]
-            .map(|seqs| Policy::new("vllm", seqs, 8192).called(format!("vllm, batch {seqs}")));
+            .map(|seqs| Policy::new("vllm", seqs, 8192).called(format!("vllm batch {seqs}")));
         let (mut tbt_series, mut ttft_series) = (Vec::new(), Vec::new());
         for (color, policy) in vllm.iter().chain([&sarathi]).enumerate() {
             let (mut tbts, mut ttfts) = (Vec::new(), Vec::new());
@@ -86,7 +87,7 @@ pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
                 tbts.push((rate, p99));
                 ttfts.push((rate, median));
                 table.row([
-                    case.title.into(),
+                    (&*title).into(),
                     (&*policy.label).into(),
                     rate.into(),
                     (rate / saturation).into(),
@@ -101,7 +102,7 @@ pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
             ttft_series.push(Series::line(&policy.label, color, ttfts).looking(look));
         }
         let chart = |what: &str, series| Chart {
-            x: Axis::log(&format!("{}: requests a second", case.title)),
+            x: Axis::log(&format!("{title}: requests a second")),
             y: Axis::log(what),
             series,
             ..Chart::default()
@@ -110,13 +111,13 @@ pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
         ttft.push(chart("median time to first token, s", ttft_series));
     }
     lab.table("summary", &table)?;
-    let subtitle = format!("the Sarathi-Serve paper's deployments; {}", lab.dataset());
+    let subtitle = lab.dataset().to_owned();
     for (name, title, charts) in [
         ("tbt", "Tail latency over the load, by batch size", tbt),
         ("ttft", "Time to the first token over the load, by batch size", ttft),
     ] {
         let (title, subtitle) = (title.to_owned(), subtitle.clone());
-        lab.plot(name, &Figure { title, subtitle, charts })?;
+        lab.plot(name, Figure { title, subtitle, charts })?;
     }
     Ok(())
 }

@@ -25,7 +25,7 @@ pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
         ),
         charts: vec![latency, capacity],
     };
-    lab.plot("tensor_pipeline", &figure)
+    lab.plot("tensor_pipeline", figure)
 }
 
 /// The median time between tokens by the batch's size.
