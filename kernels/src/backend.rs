@@ -50,6 +50,15 @@ pub trait Backend: Send {
     /// Memory is short.
     fn allocate_kv(&mut self, spec: &KvSpec) -> Result<(), KernelError>;
 
+    /// Returns how many bytes a head's keys and values of a layer take in a block: a piece.
+    fn kv_piece_bytes(&self) -> usize;
+
+    /// Copies blocks out of the KV cache, as the steps before leave them: `[block, layer, head]` pieces.
+    fn read_kv(&mut self, blocks: &[u32]) -> Vec<u8>;
+
+    /// Copies pieces that a backend of this kind has read into blocks, before the steps to come.
+    fn write_kv(&mut self, blocks: &[u32], pieces: &[u8]);
+
     /// Starts a step: forgets all handles and brings the step's inputs to the device.
     fn begin_step(&mut self, inputs: &StepInputs);
 

@@ -246,6 +246,20 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
+    fn kv_piece_bytes(&self) -> usize {
+        self.cache.as_ref().map_or(0, KvCache::piece_bytes)
+    }
+
+    fn read_kv(&mut self, blocks: &[u32]) -> Vec<u8> {
+        self.cache.as_ref().map(|cache| cache.read(blocks)).unwrap_or_default()
+    }
+
+    fn write_kv(&mut self, blocks: &[u32], pieces: &[u8]) {
+        if let Some(cache) = &mut self.cache {
+            cache.write(blocks, pieces);
+        }
+    }
+
     fn begin_step(&mut self, inputs: &StepInputs) {
         self.pool.wake();
         self.inputs.clone_from(inputs);

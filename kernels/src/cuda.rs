@@ -11,6 +11,7 @@ mod choice;
 mod decode_gemm_sm90;
 mod error;
 mod gather;
+mod kv_block;
 mod methods;
 mod paged_attention_decode;
 mod paged_attention_prefill;

@@ -74,7 +74,8 @@ impl ModelConfig {
 
     /// Returns the key-value heads of a rank, those of its query heads: where there are fewer than ranks, several ranks have the
     /// same one.
-    pub(crate) fn kv_heads_of(&self, share: Share) -> Range<usize> {
+    #[must_use]
+    pub fn kv_heads_of(&self, share: Share) -> Range<usize> {
         let range = share.range(self.num_kv_heads);
         if range.is_empty() { range.start..range.start + 1 } else { range }
     }
@@ -90,7 +91,8 @@ impl ModelConfig {
     }
 
     /// Returns the layers of a rank.
-    pub(crate) fn layers_of(&self, part: Part) -> Range<usize> {
+    #[must_use]
+    pub fn layers_of(&self, part: Part) -> Range<usize> {
         part.stage.range(self.num_layers)
     }
 

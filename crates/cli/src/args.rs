@@ -2,6 +2,7 @@
 //!
 //! Knows flags and their spelling, not what they lead to; [`crate::config`] resolves them.
 
+mod deployment;
 mod doctor;
 mod number;
 mod serve;
@@ -17,6 +18,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::bench::BenchArgs;
 use crate::calibrate::CalibrateArgs;
 
+pub(crate) use deployment::{DeploymentArgs, Mode, Overrides, ReplicaSpec};
 pub(crate) use doctor::{DoctorArgs, LibraryName};
 pub(crate) use number::{Auto, positive};
 pub(crate) use serve::{

@@ -2,6 +2,8 @@
 //!
 //! Nothing behind this module sees a flag.
 
+mod deployment;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -22,6 +24,8 @@ use crate::args::{
 };
 use crate::environment::Environment;
 
+pub(crate) use deployment::DeploymentConfig;
+
 /// How to start an engine.
 #[derive(Clone, Debug)]
 pub(crate) struct InstanceConfig {
@@ -41,6 +45,8 @@ pub(crate) struct InstanceConfig {
     pub(crate) device: DeviceConfig,
     /// Over how many ranks the model is spread.
     pub(crate) parallel: Parallel,
+    /// The first rank's GPU, as the driver counts them; the others' follow.
+    pub(crate) first_gpu: usize,
     /// Tokens a block.
     pub(crate) block_size: usize,
     /// How much KV cache to take.
@@ -205,6 +211,7 @@ impl InstanceConfig {
             max_model_len: model.max_model_len.unwrap_or(Auto::Fit),
             device,
             parallel,
+            first_gpu: 0,
             block_size: cache.block_size,
             kv_size: match (cache.num_gpu_blocks_override, cache.kv_cache_memory_bytes) {
                 (Some(num_blocks), _) => KvSize::Blocks(num_blocks),

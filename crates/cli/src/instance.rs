@@ -9,20 +9,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use stallfree_core::{Clock, Executor, WallClock};
-use stallfree_engine::{Engine, EngineInfo, StepObserver, ThreadedEngine};
+use stallfree_cluster::{Cluster, Role, Start};
+use stallfree_core::{Clock, Executor, InstanceId, LeaseBook, WallClock};
+use stallfree_engine::{Engine, EngineHandle, EngineInfo, StepObserver, ThreadedEngine};
 use stallfree_models::{
     Checkpoint, GenerationDefaults, GgufTokenizer, LoadOptions, SpecialTokens, TokenizerSource,
 };
 use stallfree_scheduler::{Planner, Registry, SchedulerConfig};
 use stallfree_server::Metrics;
 use stallfree_tokenizer::{ChatTemplate, GgufVocab, Tokenizer};
+use stallfree_transfer::Ports;
 use stallfree_worker::{CpuWorkerConfig, CudaWorkerConfig, WorkerReport};
 
 use crate::args::Auto;
 use crate::config::{
-    DeviceConfig, GenerationFrom, InstanceConfig, TemplateFrom, TokenBudget, TokenizerFrom,
-    WeightsFrom,
+    DeploymentConfig, DeviceConfig, GenerationFrom, InstanceConfig, TemplateFrom, TokenBudget,
+    TokenizerFrom, WeightsFrom,
 };
 use crate::console;
 
@@ -30,13 +32,13 @@ use crate::console;
 #[derive(Debug)]
 pub(crate) struct Instance {
     /// The engine.
-    pub(crate) engine: Arc<ThreadedEngine>,
+    pub(crate) engine: Arc<dyn EngineHandle>,
     /// What the engine's steps fill.
     pub(crate) metrics: Arc<Metrics>,
     /// What belongs to the model beside its weights.
     pub(crate) companions: Companions,
-    /// What starting it found.
-    pub(crate) report: StartReport,
+    /// What starting each of its engines found; at least one.
+    pub(crate) reports: Vec<StartReport>,
 }
 
 /// What belongs to a model beside its weights.
@@ -55,6 +57,8 @@ pub(crate) struct Companions {
 /// What starting an engine found.
 #[derive(Clone, Debug)]
 pub(crate) struct StartReport {
+    /// What it is for.
+    pub(crate) role: Role,
     /// The worker's part.
     pub(crate) worker: WorkerReport,
     /// The policy.
@@ -80,48 +84,96 @@ pub(crate) struct Built {
     pub(crate) vocab_size: usize,
 }
 
-/// Starts an engine for the model at `path`; `name` labels its metrics.
+/// Starts the engines of a deployment for the model at `path`; `name` labels their metrics.
 ///
 /// # Errors
 /// The model can't be read or is not supported, or the machine is too small for it.
-pub(crate) fn start(path: &Path, name: &str, config: &InstanceConfig) -> Result<Instance> {
+pub(crate) fn start(path: &Path, name: &str, config: &DeploymentConfig) -> Result<Instance> {
     let clock = WallClock::start();
-    let checkpoint = open(path, config.weights)?;
+    let (_, first) = config.instances.first().context("a deployment needs an instance")?;
+    let checkpoint = open(path, first.weights)?;
     tracing::info!("Model {name}: {}", checkpoint.describe());
     let opened = clock.now();
-    let mut metrics = None;
     // The two don't need each other, and the tokenizer keeps one core busy for as long as a small model's weights do.
     let (companions, built) = std::thread::scope(|scope| {
         let companions = scope.spawn(|| {
             let started = clock.now();
-            companions(&checkpoint, config).map(|companions| (companions, clock.now() - started))
+            companions(&checkpoint, first).map(|companions| (companions, clock.now() - started))
         });
-        let built = start_worker(&checkpoint, path, config).and_then(|started| {
-            build(started, config, |scheduler| {
-                metrics.insert(Metrics::new(name, scheduler.max_model_len)).observer()
-            })
-        });
+        let built = build_all(&checkpoint, path, name, config);
         (companions.join(), built)
     });
     let (companions, tokenizer_time) =
         companions.map_err(|_| anyhow::anyhow!("reading the tokenizer panicked"))??;
-    let Built { engine, worker, scheduler, vocab_size } = built?;
-    let texts = companions.tokenizer.vocab_size();
+    let (metrics, members) = built?;
+    let (texts, vocab_size) = (companions.tokenizer.vocab_size(), checkpoint.config().vocab_size);
     if texts > vocab_size {
         bail!(
             "the tokenizer has {texts} tokens, but the model only {vocab_size}: they don't belong together"
         );
     }
-    let metrics = metrics.context("the engine was built without its metrics")?;
-    let engine_clock: Arc<dyn Clock> = Arc::new(WallClock::start());
-    let engine = ThreadedEngine::spawn(engine, engine_clock, config.max_num_waiting)?;
-    let mut phases = vec![("open model", opened.since_start())];
-    phases.push(("read tokenizer (beside the next)", tokenizer_time));
-    phases.extend(worker.phases.iter().copied());
     let model_len = checkpoint.config().max_model_len();
-    let report =
-        StartReport { worker, policy: config.policy.clone(), scheduler, model_len, phases };
-    Ok(Instance { engine: Arc::new(engine), metrics, companions, report })
+    let mut before = vec![
+        ("open model", opened.since_start()),
+        ("read tokenizer (beside the next)", tokenizer_time),
+    ];
+    let mut reports = Vec::new();
+    let mut starts = Vec::new();
+    for (member, (role, config)) in members.into_iter().zip(&config.instances) {
+        let Member { built, leases } = member;
+        let Built { engine, worker, scheduler, .. } = built;
+        let mut phases = std::mem::take(&mut before);
+        phases.extend(worker.phases.iter().copied());
+        let policy = config.policy.clone();
+        reports.push(StartReport { role: *role, worker, policy, scheduler, model_len, phases });
+        starts.push(Start { engine, role: *role, leases });
+    }
+    Ok(Instance { engine: drive(starts, config)?, metrics, companions, reports })
+}
+
+/// An engine of a deployment.
+struct Member {
+    built: Built,
+    leases: LeaseBook,
+}
+
+/// Builds a deployment's engines, all of which fill the same metrics.
+fn build_all(
+    checkpoint: &Checkpoint,
+    path: &Path,
+    name: &str,
+    deployment: &DeploymentConfig,
+) -> Result<(Arc<Metrics>, Vec<Member>)> {
+    let ports = Ports::default();
+    let mut metrics: Option<Arc<Metrics>> = None;
+    let mut members = Vec::new();
+    for (index, (role, config)) in (0..).zip(&deployment.instances) {
+        if deployment.instances.len() > 1 {
+            tracing::info!("Instance {index} ({role})");
+        }
+        let leases = LeaseBook::default();
+        let seat = Seat { ports: &ports, instance: InstanceId(index), leases: &leases };
+        let started = start_worker(checkpoint, path, config, Some(&seat))?;
+        let built = build(started, config, |scheduler| {
+            let metrics =
+                metrics.get_or_insert_with(|| Metrics::new(name, scheduler.max_model_len));
+            metrics.observer()
+        })?;
+        members.push(Member { built, leases });
+    }
+    Ok((metrics.context("a deployment needs an instance")?, members))
+}
+
+/// Starts the threads.
+fn drive(starts: Vec<Start>, config: &DeploymentConfig) -> Result<Arc<dyn EngineHandle>> {
+    let clock: Arc<dyn Clock> = Arc::new(WallClock::start());
+    let max_waiting = config.instances.first().map_or(0, |(_, config)| config.max_num_waiting);
+    if starts.len() > 1 {
+        let dispatch = stallfree_cluster::build(&config.dispatch)?;
+        return Ok(Arc::new(Cluster::spawn(starts, dispatch, &clock, max_waiting)?));
+    }
+    let start = starts.into_iter().next().context("a deployment needs an instance")?;
+    Ok(Arc::new(ThreadedEngine::spawn(start.engine, clock, max_waiting)?))
 }
 
 /// Builds an engine for the model at `path` that `observer` watches, without what only text needs.
@@ -137,7 +189,7 @@ pub(crate) fn engine(
         // More models can be simulated than computed.
         DeviceConfig::Sim(device) => simulation::start(path, device, config)?,
         DeviceConfig::Cpu(_) | DeviceConfig::Cuda(_) => {
-            start_worker(&open(path, config.weights)?, path, config)?
+            start_worker(&open(path, config.weights)?, path, config, None)?
         }
     };
     build(started, config, |_| observer)
@@ -149,6 +201,13 @@ pub(crate) fn engine(
 /// The model has none, or it can't be read.
 pub(crate) fn open_tokenizer(path: &Path, config: &InstanceConfig) -> Result<Tokenizer> {
     tokenizer(&open(path, config.weights)?, config)
+}
+
+/// An engine's place in a deployment, as its executor needs to know it.
+struct Seat<'a> {
+    ports: &'a Ports,
+    instance: InstanceId,
+    leases: &'a LeaseBook,
 }
 
 /// A device with a model in its memory.
@@ -205,7 +264,12 @@ fn is_gguf(path: &Path) -> bool {
 }
 
 /// Loads the weights and starts what computes.
-fn start_worker(checkpoint: &Checkpoint, path: &Path, config: &InstanceConfig) -> Result<Started> {
+fn start_worker(
+    checkpoint: &Checkpoint,
+    path: &Path,
+    config: &InstanceConfig,
+    seat: Option<&Seat<'_>>,
+) -> Result<Started> {
     let model_len = checkpoint.config().max_model_len();
     let wanted = match config.max_model_len {
         // Step times don't depend on what a model was trained for.
@@ -221,7 +285,7 @@ fn start_worker(checkpoint: &Checkpoint, path: &Path, config: &InstanceConfig) -
     let options =
         LoadOptions { dtype: config.dtype, progress: Some(&show), ..LoadOptions::default() };
     let InstanceConfig { block_size, kv_size, .. } = *config;
-    let (executor, worker) = match &config.device {
+    let (mut executor, worker) = match &config.device {
         DeviceConfig::Sim(device) => return simulation::start(path, device, config),
         DeviceConfig::Cpu(cpu) => {
             let worker = CpuWorkerConfig {
@@ -238,6 +302,7 @@ fn start_worker(checkpoint: &Checkpoint, path: &Path, config: &InstanceConfig) -
         DeviceConfig::Cuda(gpu) => {
             let worker = CudaWorkerConfig {
                 parallel: config.parallel,
+                first_gpu: config.first_gpu,
                 kernel_cache: gpu.kernel_cache.clone(),
                 ampere_path: gpu.ampere_path,
                 block_size,
@@ -252,6 +317,9 @@ fn start_worker(checkpoint: &Checkpoint, path: &Path, config: &InstanceConfig) -
             stallfree_worker::start_cuda(checkpoint, &worker, &options, &recording)?
         }
     };
+    if let Some(Seat { ports, instance, leases }) = seat {
+        executor.join(ports, *instance, LeaseBook::clone(leases));
+    }
     let vocab_size = checkpoint.config().vocab_size;
     Ok(Started { executor: Box::new(executor), worker, model_len, vocab_size })
 }

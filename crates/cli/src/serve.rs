@@ -11,7 +11,7 @@ use tokio::net::TcpSocket;
 use tokio::runtime::Runtime;
 
 use crate::args::ServeArgs;
-use crate::config::{FrontConfig, InstanceConfig};
+use crate::config::{DeploymentConfig, FrontConfig, WeightsFrom};
 use crate::environment::Environment;
 use crate::{instance, model_source};
 
@@ -26,15 +26,16 @@ const BACKLOG: u32 = 1024;
 /// A flag, the port, the model or the machine doesn't allow it.
 pub(crate) fn run(args: &ServeArgs, environment: &Environment) -> Result<()> {
     let clock = WallClock::start();
-    let config = InstanceConfig::resolve(&args.engine, environment)?;
+    let config = DeploymentConfig::resolve(&args.engine, &args.deployment, environment)?;
     let front = FrontConfig::resolve(&args.server, environment)?;
     // A port that is taken shows now, not after minutes of loading.
     let socket = bind(&front)?;
-    let found = model_source::find(&args.engine.model, config.weights, environment)?;
+    let weights = config.instances.first().map_or(WeightsFrom::Files, |(_, first)| first.weights);
+    let found = model_source::find(&args.engine.model, weights, environment)?;
     let found_at = clock.now();
     let name = front.served_model_names.first().map_or(found.name(), String::as_str).to_owned();
     let instance = instance::start(&found.path, &name, &config)?;
-    report::print(&instance.report, found_at.since_start(), clock.now().since_start());
+    report::print(&instance.reports, found_at.since_start(), clock.now().since_start());
     let state = front::state(instance, &found, front);
     let runtime = runtime()?;
     runtime.block_on(async {

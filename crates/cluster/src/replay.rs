@@ -1,7 +1,8 @@
 //! Drives a deployment in virtual time: for simulations and tests.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Wake as Waking, Waker};
+use std::thread::{self, Thread};
 
 use stallfree_core::{InstanceId, Request, SeqId, Time};
 use stallfree_engine::{
@@ -57,6 +58,7 @@ impl ClusterReplay {
             let instance = InstanceId(index);
             let peers = Box::new(Link { instance, switchboard: Arc::downgrade(&switchboard) });
             engine.join(Membership { instance, peers, leases });
+            engine.set_waker(Waker::from(Arc::new(Unpark(thread::current()))));
             (engine, Wake::Idle)
         };
         let engines = (0..).zip(instances).map(join).collect();
@@ -101,7 +103,11 @@ impl ClusterReplay {
                 Some(commands) => std::mem::take(commands),
                 None => continue,
             };
-            let is_due = matches!(wake, Wake::At(at) if *at <= self.now);
+            let is_due = match wake {
+                Wake::At(at) => *at <= self.now,
+                Wake::Output => true,
+                Wake::Idle => false,
+            };
             if commands.is_empty() && !is_due {
                 continue;
             }
@@ -121,6 +127,11 @@ impl ClusterReplay {
             Wake::At(at) => Some(*at),
             Wake::Output | Wake::Idle => None,
         };
+        if self.engines.iter().any(|(_, wake)| *wake == Wake::Output) {
+            // Real executors: time stands still while they compute.
+            thread::park();
+            return true;
+        }
         let Some(next) = self.engines.iter().filter_map(at).min() else { return false };
         self.now = next.min(self.next_renewal).min(limit).max(self.now);
         true
@@ -155,5 +166,14 @@ fn taken(stream: &mut OutputStream) -> SeqOutput {
     match stream.poll_next(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(Some(output)) => output,
         Poll::Ready(None) | Poll::Pending => SeqOutput::default(),
+    }
+}
+
+/// Wakes by unparking a thread.
+struct Unpark(Thread);
+
+impl Waking for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
     }
 }

@@ -5,12 +5,15 @@ use std::task::Waker;
 use std::time::Duration;
 
 use stallfree_core::{
-    Batch, Chunk, Executor, ExecutorError, KvGeometry, PENDING_TOKEN, SampledToken, StepOutput,
-    Time, TokenId, TokenLogprob,
+    Batch, Chunk, Executor, ExecutorError, KvFetch, KvGeometry, PENDING_TOKEN, SampledToken, SeqId,
+    StepOutput, Time, TokenId, TokenLogprob,
 };
 
 use crate::pipeline::Pipeline;
 use crate::{CostModel, Error, Factors, Gpu, KvRoom, ModelShape, Parallel, StepLoad, memory};
+
+/// What it takes to ask for blocks and to be told that they are there.
+const FETCH_LATENCY: Duration = Duration::from_millis(1);
 
 /// What to simulate.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,6 +46,11 @@ pub struct SimExecutor {
     weight_bytes: f64,
     kv_bytes: f64,
     in_flight: VecDeque<InFlight>,
+    /// Bytes of a block, and how fast they come from another instance.
+    block_bytes: f64,
+    fetch_bytes_per_s: f64,
+    /// What is being fetched, one after the other, and when each is there.
+    fetches: VecDeque<(SeqId, Time)>,
     /// How long each stage takes for the newest batch.
     stage_times: Vec<Duration>,
 }
@@ -71,6 +79,9 @@ impl SimExecutor {
             weight_bytes: memory::weight_bytes(shape, *parallel),
             kv_bytes: geometry.num_blocks as f64 * block_bytes,
             in_flight: VecDeque::new(),
+            block_bytes,
+            fetch_bytes_per_s: gpu.links.first().map_or(gpu.bytes_per_s, |link| link.bytes_per_s),
+            fetches: VecDeque::new(),
             stage_times: Vec::new(),
         })
     }
@@ -178,8 +189,24 @@ impl Executor for SimExecutor {
         Ok(if is_ready { self.in_flight.pop_front().map(|oldest| oldest.output) } else { None })
     }
 
+    /// At the speed of the GPUs' first link, beside the batches.
+    fn fetch(&mut self, fetch: KvFetch, now: Time) -> Result<(), String> {
+        let bytes = fetch.blocks.len() as f64 * self.block_bytes;
+        let begins = self.fetches.back().map_or(now, |&(_, at)| now.max(at));
+        let takes = FETCH_LATENCY + Duration::from_secs_f64(bytes / self.fetch_bytes_per_s);
+        self.fetches.push_back((fetch.seq, begins + takes));
+        Ok(())
+    }
+
+    fn fetched(&mut self, now: Time) -> Vec<(SeqId, Result<(), String>)> {
+        let count = self.fetches.iter().take_while(|&&(_, at)| at <= now).count();
+        self.fetches.drain(..count).map(|(seq, _)| (seq, Ok(()))).collect()
+    }
+
     fn ready_at(&self) -> Option<Time> {
-        self.in_flight.front().map(|oldest| oldest.ready_at)
+        let batch = self.in_flight.front().map(|oldest| oldest.ready_at);
+        let fetch = self.fetches.front().map(|&(_, at)| at);
+        batch.into_iter().chain(fetch).min()
     }
 
     /// Nobody need be woken: it is always known when the next output is ready.

@@ -18,8 +18,10 @@ use crate::{Error, KvSize, Parallel, Runner, ThreadExecutor, WorkerReport};
 /// How to start a worker on a GPU.
 #[derive(Clone, Debug)]
 pub struct CudaWorkerConfig {
-    /// Over how many GPUs the model is spread, the first ones that the driver lists.
+    /// Over how many GPUs the model is spread.
     pub parallel: Parallel,
+    /// The first rank's GPU, as the driver counts them; the others' follow.
+    pub first_gpu: usize,
     /// Where compiled kernels are kept.
     pub kernel_cache: PathBuf,
     /// Keeps to Ampere's instructions, whatever the GPU.
@@ -173,7 +175,7 @@ fn backend_config(
     // Batches of single tokens are filled up to numbers for which steps are recorded.
     let max_tokens = config.max_tokens.next_multiple_of(32);
     CudaConfig {
-        ordinal: part.rank(),
+        ordinal: config.first_gpu + part.rank(),
         dtype,
         kernel_cache: config.kernel_cache.clone(),
         ampere_path: config.ampere_path,

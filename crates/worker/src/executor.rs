@@ -3,16 +3,19 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::Waker;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use stallfree_core::{
-    Batch, BatchId, Clock, Executor, ExecutorError, KvGeometry, StepOutput, Time, WallClock,
+    Batch, BatchId, Clock, Executor, ExecutorError, InstanceId, KvFetch, KvGeometry, LeaseBook,
+    SeqId, StepOutput, Time, WallClock,
 };
 use stallfree_kernels::{Backend, Choice};
+use stallfree_transfer::Ports;
 
+use crate::kv_port::{Fetches, RankPort, Ranks, Reading, Writing, lock};
 use crate::step_times::StepTimes;
 use crate::{Runner, SamplerError, Submitted};
 
@@ -28,7 +31,8 @@ pub struct ThreadExecutor {
     max_in_flight: usize,
     vocab_size: usize,
     /// To each rank; gone when the executor ends.
-    ranks: Vec<SyncSender<Work>>,
+    ranks: Ranks,
+    fetches: Fetches,
     outcomes: Receiver<Outcome>,
     waker: SharedWaker,
     threads: Vec<JoinHandle<()>>,
@@ -40,10 +44,18 @@ pub struct ThreadExecutor {
 }
 
 /// Who is woken when an outcome is there.
-type SharedWaker = Arc<Mutex<Option<Waker>>>;
+pub(crate) type SharedWaker = Arc<Mutex<Option<Waker>>>;
 
-/// A batch, and when it came.
-type Work = (Arc<Batch>, Time);
+/// What a rank is to do, in order.
+#[derive(Clone, Debug)]
+pub(crate) enum Work {
+    /// A batch, and when it came.
+    Step(Arc<Batch>, Time),
+    /// Copies blocks out, for another instance.
+    Read(Arc<Reading>),
+    /// Copies blocks in, from another instance.
+    Write(Arc<Writing>),
+}
 
 /// A batch that was started.
 struct Started<C> {
@@ -67,7 +79,7 @@ impl Outbox {
         let outcome = outcome
             .map_err(|error| ExecutorError { reason: self.rank.clone() + &error.reason, ..error });
         let is_open = self.outcomes.send(outcome).is_ok();
-        if let Some(waker) = self.waker.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+        if let Some(waker) = lock(&self.waker).as_ref() {
             waker.wake_by_ref();
         }
         is_open
@@ -90,7 +102,8 @@ impl ThreadExecutor {
             geometry,
             max_in_flight,
             vocab_size: runners.first().map_or(0, Runner::vocab_size),
-            ranks: Vec::new(),
+            ranks: Ranks::default(),
+            fetches: Fetches::default(),
             outcomes: collected,
             waker: SharedWaker::default(),
             threads: Vec::new(),
@@ -121,7 +134,8 @@ impl ThreadExecutor {
         };
         let outbox = Outbox { outcomes, waker: Arc::clone(&self.waker), rank };
         let answers = part.stage.is_last() && part.tensor.is_first();
-        let (batches, work) = sync_channel(self.max_in_flight);
+        // The engine bounds the batches; reads and writes are as many as sequences.
+        let (batches, work) = channel();
         let (start, started) = sync_channel(self.max_in_flight);
         let failures = outbox.clone();
         let worker = std::thread::Builder::new()
@@ -130,7 +144,7 @@ impl ThreadExecutor {
         let collector = std::thread::Builder::new()
             .name(name("collector"))
             .spawn(move || collect_all(&started, &outbox, answers, clock))?;
-        self.ranks.push(batches);
+        lock(&self.ranks).push(batches);
         self.threads.extend([worker, collector]);
         Ok(())
     }
@@ -139,6 +153,12 @@ impl ThreadExecutor {
     pub(crate) fn expecting(mut self, times: StepTimes) -> Self {
         self.times = times;
         self
+    }
+
+    /// Makes the executor one of a deployment's: others may read the blocks that are leased to them, and it may read theirs.
+    pub fn join(&mut self, ports: &Ports, instance: InstanceId, leases: LeaseBook) {
+        ports.open(instance, Arc::new(RankPort::new(instance, Arc::clone(&self.ranks), leases)));
+        self.fetches.join(ports.clone(), instance);
     }
 
     fn lost(&self, reason: &str) -> ExecutorError {
@@ -154,7 +174,18 @@ fn submit_all<B: Backend>(
     start: &SyncSender<Started<B::Choice>>,
     failures: &Outbox,
 ) {
-    for (batch, at) in work {
+    for work in work {
+        let (batch, at) = match work {
+            Work::Step(batch, at) => (batch, at),
+            Work::Read(reading) => {
+                reading.take_part(&mut runner);
+                continue;
+            }
+            Work::Write(writing) => {
+                writing.take_part(&mut runner);
+                continue;
+            }
+        };
         // The runner is dropped after a panic, so nobody sees what it left behind.
         match guarded(batch.id, || runner.submit(&batch)) {
             Ok(submitted) => {
@@ -227,8 +258,8 @@ impl Executor for ThreadExecutor {
         self.in_flight.push_back((batch.id, batch.num_tokens()));
         let (batch, at) = (Arc::new(batch), self.clock.now());
         // A thread that is gone shows at the next `collect`.
-        for rank in &self.ranks {
-            self.is_lost |= rank.try_send((Arc::clone(&batch), at)).is_err();
+        for rank in lock(&self.ranks).iter() {
+            self.is_lost |= rank.send(Work::Step(Arc::clone(&batch), at)).is_err();
         }
     }
 
@@ -246,12 +277,20 @@ impl Executor for ThreadExecutor {
         }
     }
 
+    fn fetch(&mut self, fetch: KvFetch, _now: Time) -> Result<(), String> {
+        self.fetches.start(&fetch, &self.ranks, &self.waker)
+    }
+
+    fn fetched(&mut self, _now: Time) -> Vec<(SeqId, Result<(), String>)> {
+        self.fetches.take_ended()
+    }
+
     fn ready_at(&self) -> Option<Time> {
         None
     }
 
     fn set_waker(&mut self, waker: Waker) {
-        *self.waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(waker);
+        *lock(&self.waker) = Some(waker);
     }
 
     fn predict(&self, batch: &Batch) -> Duration {
@@ -265,7 +304,8 @@ impl Executor for ThreadExecutor {
 
 impl Drop for ThreadExecutor {
     fn drop(&mut self) {
-        self.ranks.clear(); // ends the workers' loops, and those the collectors'
+        self.fetches.leave();
+        lock(&self.ranks).clear(); // ends the workers' loops, and those the collectors'
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!("a thread of the worker panicked");

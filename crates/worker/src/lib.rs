@@ -3,6 +3,7 @@
 mod cpu;
 mod cuda;
 mod executor;
+mod kv_port;
 mod ranks;
 mod runner;
 mod start;

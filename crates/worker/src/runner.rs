@@ -11,6 +11,7 @@ use stallfree_comm::Part;
 use stallfree_core::{Batch, Chunk, PENDING_TOKEN, SampleSpec, SeqId, StepOutput, TokenId};
 use stallfree_kernels::{Backend, RaggedSeq, SampleRows, StepInputs, chosen_at};
 use stallfree_models::Model;
+use stallfree_transfer::{KvPart, KvPayload};
 
 use crate::submitted::{Purpose, SamplerError, Submitted};
 
@@ -72,6 +73,25 @@ impl<B: Backend> Runner<B> {
     /// Returns how many tokens the model knows.
     pub fn vocab_size(&self) -> usize {
         self.model.config().vocab_size
+    }
+
+    /// Returns which part of the model's KV it holds.
+    pub(crate) fn kv_part(&self) -> KvPart {
+        let (config, part) = (self.model.config(), self.model.part());
+        KvPart { layers: config.layers_of(part), heads: config.kv_heads_of(part.tensor) }
+    }
+
+    /// Copies blocks out: the bytes of a piece, and the pieces.
+    pub(crate) fn read_kv(&mut self, blocks: &[u32]) -> (usize, Vec<u8>) {
+        (self.backend.kv_piece_bytes(), self.backend.read_kv(blocks))
+    }
+
+    /// Copies this rank's part into blocks.
+    pub(crate) fn write_kv(&mut self, blocks: &[u32], payload: &KvPayload) -> Result<(), String> {
+        let piece = self.backend.kv_piece_bytes();
+        let pieces = payload.cut(&self.kv_part(), piece, blocks.len())?;
+        self.backend.write_kv(blocks, &pieces);
+        Ok(())
     }
 
     /// Runs one step.

@@ -7,16 +7,19 @@ use std::task::{Wake, Waker};
 use std::thread::Thread;
 
 use serde_json::json;
+use stallfree_cluster::{ClusterReplay, Role, Start};
 use stallfree_comm::{Mesh, Peers};
 use stallfree_core::{
-    Batch, BatchId, Executor, KvGeometry, Request, SamplingParams, SeqId, StopRules, Time, TokenId,
+    Batch, BatchId, Executor, InstanceId, KvGeometry, LeaseBook, Request, SamplingParams, SeqId,
+    StopRules, Time, TokenId,
 };
-use stallfree_engine::{Command, Engine, EngineInfo, OutputStream, output_stream};
+use stallfree_engine::{Command, Engine, EngineInfo, OutputStream, SeqOutput, output_stream};
 use stallfree_kernels::Backend as _;
 use stallfree_kernels::cpu::{CpuBackend, CpuConfig};
 use stallfree_models::tiny::TinyModel;
 use stallfree_models::{ARCHITECTURES, Checkpoint, LoadOptions};
 use stallfree_scheduler::{POLICIES, Planner, SchedulerConfig};
+use stallfree_transfer::Ports;
 use stallfree_worker::{CpuWorkerConfig, KvSize, Parallel, Runner, ThreadExecutor, start_cpu};
 
 const BLOCK_SIZE: usize = 4;
@@ -108,15 +111,18 @@ fn engine(case: &Case, executor: ThreadExecutor) -> Engine {
 fn requests(num_prompts: usize) -> (Vec<Command>, Vec<OutputStream>) {
     let (mut commands, mut streams) = (Vec::new(), Vec::new());
     for (id, prompt) in prompts().into_iter().take(num_prompts).enumerate() {
-        let stop = StopRules { max_tokens: 20, min_tokens: 0, stop_token_ids: Vec::new() };
-        let sampling = Arc::new(SamplingParams::greedy());
         let (output, stream) = output_stream(SeqId(id as u64), || ());
-        let request = Request { prompt, sampling, stop, priority: 0 };
+        let request = request(prompt);
         let id = SeqId(id as u64);
         commands.push(Command::Add { id, request, arrived: Time::ZERO, output });
         streams.push(stream);
     }
     (commands, streams)
+}
+
+fn request(prompt: Vec<TokenId>) -> Request {
+    let stop = StopRules { max_tokens: 20, min_tokens: 0, stop_token_ids: Vec::new() };
+    Request { prompt, sampling: Arc::new(SamplingParams::greedy()), stop, priority: 0 }
 }
 
 fn read(stream: &mut OutputStream) -> Vec<TokenId> {
@@ -207,6 +213,63 @@ fn greedy_output_is_the_same_on_any_ranks() {
             }
         }
     }
+}
+
+/// One prefills, the other fetches and decodes: whatever ranks each of them has, and however short its memory is.
+#[test]
+fn greedy_output_is_the_same_where_another_instance_decodes() {
+    for architecture in ["LlamaForCausalLM", "Qwen3ForCausalLM"] {
+        let alone = Case { num_prompts: 16, ..alone(architecture) };
+        let (expected, _) = generate(&alone);
+        let ranks = |tensor, pipeline| Parallel { tensor, pipeline };
+        for (prefill, decode) in [
+            (ranks(1, 1), ranks(1, 1)),
+            (ranks(1, 1), ranks(2, 1)),
+            (ranks(2, 1), ranks(1, 1)),
+            (ranks(1, 1), ranks(1, 2)),
+            (ranks(2, 1), ranks(1, 3)),
+            (ranks(1, 2), ranks(2, 1)),
+        ] {
+            for (policy, prefix_caching) in [("sarathi", true), ("vllm", false), ("orca", true)] {
+                let case = Case { policy, prefix_caching, num_blocks: 40, budget: 16, ..alone };
+                let what = format!("{architecture} {policy}: {prefill:?}, then {decode:?}");
+                assert_eq!(hand_over(&case, [prefill, decode]), expected, "{what}");
+            }
+        }
+    }
+}
+
+/// Runs all prompts at once, on two instances.
+fn hand_over(case: &Case, parallel: [Parallel; 2]) -> Vec<Vec<TokenId>> {
+    let ports = Ports::default();
+    let start = |(index, role, parallel): (u32, Role, Parallel)| {
+        let leases = LeaseBook::default();
+        let mut executor = executor(case.architecture, parallel, case.num_blocks);
+        executor.join(&ports, InstanceId(index), leases.clone());
+        let case = Case { parallel, max_num_seqs: 8, ..case.clone() };
+        Start { engine: engine(&case, executor), role, leases }
+    };
+    let [prefill, decode] = parallel;
+    let instances = [(0, Role::Prefill, prefill), (1, Role::Decode, decode)].map(start);
+    let dispatch = stallfree_cluster::build("least-tokens").unwrap();
+    let mut replay = ClusterReplay::new(instances.into(), dispatch);
+    let requests: Vec<(Time, Request)> = prompts()
+        .into_iter()
+        .take(case.num_prompts)
+        .map(|prompt| (Time::ZERO, request(prompt)))
+        .collect();
+    let outputs = replay.run(&requests);
+    let produced: Vec<u64> = replay.engines().map(|e| e.stats().generation_tokens).collect();
+    assert_eq!(produced, [case.num_prompts as u64, 19 * case.num_prompts as u64]);
+    for engine in replay.engines() {
+        engine.check_integrity().unwrap();
+        assert_eq!((engine.dead(), engine.stats().num_used_blocks), (None, 0));
+    }
+    let tokens = |output: SeqOutput| {
+        assert!(output.finished.is_some(), "{output:?}");
+        output.tokens.into_iter().map(|token| token.token).collect()
+    };
+    outputs.into_iter().map(tokens).collect()
 }
 
 /// Nobody waits for a rank that is gone: its loss is the engine's, and every request is told.

@@ -23,6 +23,7 @@ const LEVELS: &[(&str, u8, Tower)] = &[
     ("stallfree-comm", 2, Device),
     ("stallfree-kernels", 3, Device),
     ("stallfree-models", 4, Device),
+    ("stallfree-transfer", 4, Device),
     ("stallfree-worker", 5, Device),
     ("stallfree-sim", 5, Device),
     ("stallfree", 6, Top),

@@ -7,6 +7,8 @@
 //!
 //! Elements are half-precision or single-precision floats. Which block belongs to whom is not known here.
 
+use std::ops::Range;
+
 use half::f16;
 
 use super::memory::Shared;
@@ -23,6 +25,15 @@ pub enum KvType {
     F32,
 }
 
+impl KvType {
+    const fn bytes(self) -> usize {
+        match self {
+            Self::F16 => 2,
+            Self::F32 => 4,
+        }
+    }
+}
+
 /// The cache's memory.
 #[derive(Debug)]
 pub(super) struct KvCache {
@@ -36,6 +47,7 @@ pub(super) struct KvCache {
 /// Where things are, in elements.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct KvLayout {
+    num_layers: usize,
     num_blocks: usize,
     num_kv_heads: usize,
     pub(super) block_size: usize,
@@ -49,6 +61,7 @@ pub(super) struct KvLayout {
 impl KvLayout {
     fn new(spec: &KvSpec) -> Self {
         Self {
+            num_layers: spec.num_layers,
             num_blocks: spec.num_blocks,
             num_kv_heads: spec.num_kv_heads,
             block_size: spec.block_size,
@@ -96,10 +109,7 @@ pub(super) enum KvElements<'a> {
 impl KvCache {
     pub(super) fn new(spec: &KvSpec, kv_type: KvType) -> Result<Self, KernelError> {
         let layout = KvLayout::new(spec);
-        let element_bytes = match kv_type {
-            KvType::F16 => 2,
-            KvType::F32 => 4,
-        };
+        let element_bytes = kv_type.bytes();
         let num_bytes = layout.block_len() * spec.num_blocks * spec.num_layers * element_bytes;
         // Zeroed by the system page by page when first touched, so that a large cache costs nothing at start.
         let memory =
@@ -124,6 +134,43 @@ impl KvCache {
         match self.kv_type {
             KvType::F16 => KvElements::F16(Shared::new(bytemuck::cast_slice_mut(words))),
             KvType::F32 => KvElements::F32(Shared::new(bytemuck::cast_slice_mut(words))),
+        }
+    }
+
+    /// Returns how many bytes a head has in a block of a layer.
+    pub(super) const fn piece_bytes(&self) -> usize {
+        self.layout.head_len() * self.kv_type.bytes()
+    }
+
+    /// Returns where the pieces of some blocks lie, in bytes, block by block, layer by layer, head by head.
+    fn pieces<'a>(&self, blocks: &'a [u32]) -> impl Iterator<Item = Range<usize>> + use<'a> {
+        let (layout, piece, element) = (self.layout, self.piece_bytes(), self.kv_type.bytes());
+        let num_pieces = layout.num_layers * layout.num_kv_heads;
+        let of_block = move |block: u32| {
+            (0..num_pieces).map(move |index| {
+                let (layer, head) = (index / layout.num_kv_heads, index % layout.num_kv_heads);
+                let first = layout.head_start(layer, block as usize, head) * element;
+                first..first + piece
+            })
+        };
+        blocks.iter().copied().flat_map(of_block)
+    }
+
+    /// Copies blocks out.
+    pub(super) fn read(&self, blocks: &[u32]) -> Vec<u8> {
+        let bytes: &[u8] = bytemuck::cast_slice(&self.memory[self.skip..]);
+        let mut copied = Vec::new();
+        self.pieces(blocks).for_each(|piece| copied.extend_from_slice(&bytes[piece]));
+        copied
+    }
+
+    /// Copies blocks in that were copied out of a cache with such pieces.
+    pub(super) fn write(&mut self, blocks: &[u32], copied: &[u8]) {
+        let pieces = self.pieces(blocks);
+        let piece_bytes = self.piece_bytes();
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut self.memory[self.skip..]);
+        for (piece, copied) in pieces.zip(copied.chunks_exact(piece_bytes)) {
+            bytes[piece].copy_from_slice(copied);
         }
     }
 }

@@ -13,6 +13,7 @@ use stallfree_device::{
 
 use super::activations::{ActivationBytes, Activations, CudaTensor};
 use super::choice::{Chosen, CudaChoice};
+use super::kv_block::KvBlock;
 use super::must;
 use super::peers::{PeerOps, Then, Wires};
 use super::recordings::{Recording, Recordings, padded_context, padded_seqs, shapes};
@@ -419,6 +420,38 @@ impl Backend for CudaBackend {
         self.stream.fill(all, 0).map_err(error)?;
         self.cache = Some(Cache { arena, all, spec: spec.clone() });
         Ok(())
+    }
+
+    fn kv_piece_bytes(&self) -> usize {
+        self.cache.as_ref().map_or(0, |cache| KvBlock::new(&cache.spec).piece_bytes())
+    }
+
+    fn read_kv(&mut self, blocks: &[u32]) -> Vec<u8> {
+        must(self.tools.device.bind());
+        let cache =
+            must(self.cache.as_ref().ok_or("blocks are read before the KV cache was taken"));
+        let block = KvBlock::new(&cache.spec);
+        let mut stored = vec![0; block.bytes()];
+        let mut pieces = Vec::with_capacity(blocks.len() * block.bytes());
+        for &index in blocks {
+            let from = cache.all.slice(index as usize * block.bytes(), block.bytes());
+            must(self.stream.download(&mut stored, from));
+            block.take_apart(&stored, &mut pieces);
+        }
+        pieces
+    }
+
+    fn write_kv(&mut self, blocks: &[u32], pieces: &[u8]) {
+        must(self.tools.device.bind());
+        let cache =
+            must(self.cache.as_ref().ok_or("blocks are written before the KV cache was taken"));
+        let block = KvBlock::new(&cache.spec);
+        let mut stored = vec![0; block.bytes()];
+        for (&index, pieces) in blocks.iter().zip(pieces.chunks_exact(block.bytes())) {
+            block.put_together(pieces, &mut stored);
+            let to = cache.all.slice(index as usize * block.bytes(), block.bytes());
+            must(self.stream.upload(to, &stored));
+        }
     }
 
     fn begin_step(&mut self, inputs: &StepInputs) {

@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use clap::{ArgAction, Args, ValueEnum};
 
+use super::deployment::DeploymentArgs;
 use super::number::{Auto, count, positive, share};
 
 /// The flags of `serve`.
@@ -14,6 +15,9 @@ pub(crate) struct ServeArgs {
     /// What answers.
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
+    /// How many of them.
+    #[command(flatten)]
+    pub(crate) deployment: DeploymentArgs,
     /// How clients reach it.
     #[command(flatten)]
     pub(crate) server: ServerArgs,

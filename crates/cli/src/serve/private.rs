@@ -8,7 +8,7 @@ use tokio::runtime::Runtime;
 
 use super::{front, report, runtime};
 use crate::args::ServeArgs;
-use crate::config::{FrontConfig, InstanceConfig};
+use crate::config::{DeploymentConfig, FrontConfig, WeightsFrom};
 use crate::environment::Environment;
 use crate::{instance, model_source};
 
@@ -25,14 +25,16 @@ impl PrivateServer {
     /// # Errors
     /// As [`super::run`].
     pub(crate) fn start(args: &ServeArgs, environment: &Environment) -> Result<Self> {
-        let config = InstanceConfig::resolve(&args.engine, environment)?;
+        let config = DeploymentConfig::resolve(&args.engine, &args.deployment, environment)?;
         let front = FrontConfig {
             api_keys: Vec::new(),
             ..FrontConfig::resolve(&args.server, environment)?
         };
-        let found = model_source::find(&args.engine.model, config.weights, environment)?;
+        let weights =
+            config.instances.first().map_or(WeightsFrom::Files, |(_, first)| first.weights);
+        let found = model_source::find(&args.engine.model, weights, environment)?;
         let instance = instance::start(&found.path, found.name(), &config)?;
-        report::warn(&instance.report);
+        instance.reports.iter().for_each(report::warn);
         let state = front::state(instance, &found, front);
         let runtime = runtime()?;
         let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;

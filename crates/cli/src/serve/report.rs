@@ -6,16 +6,26 @@ use std::time::Duration;
 use crate::console::{bytes, thousands};
 use crate::instance::StartReport;
 
-/// Logs times, memory, and what the KV cache holds.
-pub(super) fn print(report: &StartReport, found: Duration, total: Duration) {
+/// Logs times, memory, and what the KV cache holds, for each instance.
+pub(super) fn print(reports: &[StartReport], found: Duration, total: Duration) {
+    for (index, report) in reports.iter().enumerate() {
+        if reports.len() > 1 {
+            tracing::info!("Instance {index} ({})", report.role);
+        }
+        let found = Some(("find model", found)).filter(|_| index == 0);
+        print_one(report, found.as_slice());
+    }
+    tracing::info!("Ready after {:.3} s", total.as_secs_f64());
+}
+
+fn print_one(report: &StartReport, before: &[(&str, Duration)]) {
     warn(report);
     let worker = &report.worker;
     tracing::info!("Device: {}", worker.device);
     tracing::info!("Start-up time");
-    for (name, time) in [("find model", found)].iter().chain(&report.phases) {
+    for (name, time) in before.iter().chain(&report.phases) {
         tracing::info!("  {name:<34}{:>8.3} s", time.as_secs_f64());
     }
-    tracing::info!("  {:<34}{:>8.3} s", "in all", total.as_secs_f64());
     tracing::info!("Memory");
     let memory = [
         ("weights", worker.weight_bytes),

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::json;
-use server::{Server, tiny_model};
+use server::{Server, stallfree, tiny_model};
 use stallfree_core::{Clock as _, WallClock};
 
 #[test]
@@ -54,6 +54,46 @@ fn a_simulated_gpu_answers_over_http_without_any_file() {
     assert!(text.bytes().all(|byte| byte.is_ascii_lowercase()), "{text:?}");
     server.signal("TERM");
     assert_eq!(server.wait(), Some(0));
+}
+
+/// The same answers wherever they are computed, and errors that name the flag.
+#[test]
+fn some_instances_prefill_and_others_decode() {
+    let model = tiny_model();
+    let ask = |flags: &[&str]| {
+        let flags = [&["--served-model-name", "tiny"], flags].concat();
+        let server = Server::start(model.path(), &flags);
+        let answer = |prompt: &str| {
+            let body = json!({
+                "model": "tiny", "prompt": prompt, "max_tokens": 24, "ignore_eos": true, "temperature": 0,
+                "logprobs": 1,
+            });
+            let answer = server.post("/v1/completions", &body).unwrap();
+            let answer: serde_json::Value = serde_json::from_reader(answer).unwrap();
+            assert_eq!(answer["usage"]["completion_tokens"], 24, "{answer}");
+            // Sums over ranks are rounded differently: the tokens are the same, their logprobs nearly.
+            answer["choices"][0]["logprobs"]["tokens"].clone()
+        };
+        ["hello", "a much longer prompt that fills several blocks", "x"].map(answer)
+    };
+    let expected = ask(&[]);
+    for flags in [
+        &["--mode=distserve"][..],
+        &["--mode=distserve", "--replica-spec", "1,1", "2,1", "1,2", "--partition-id=1"],
+        &["--mode=distserve", "--replica-spec", "2,1", "1,1", "--dispatch-policy=round-robin"],
+        &["--replica-spec", "1,1", "1,1", "--dispatch-policy=least-requests"],
+    ] {
+        assert_eq!(ask(flags), expected, "{flags:?}");
+    }
+    for (flags, words) in [
+        (&["--mode=distserve", "--partition-id=3"][..], "--partition-id 3"),
+        (&["--replica-spec", "2"], "'2' is not TENSOR,PIPELINE"),
+        (&["--dispatch-policy=best"], "there is no dispatch policy \"best\""),
+    ] {
+        let output = stallfree().arg("serve").arg(model.path()).args(flags).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && error.contains(words), "{flags:?}: {error}");
+    }
 }
 
 #[test]
@@ -171,7 +211,7 @@ fn what_can_not_work_fails_before_loading() {
     let port = format!("127.0.0.1:{}", taken.local_addr().unwrap().port());
     let port_flag = format!("--port={}", taken.local_addr().unwrap().port());
     let check = |flags: &[&str], expected: &str| {
-        let mut command = server::stallfree();
+        let mut command = stallfree();
         let output = command.args(["serve", "/no/such/model"]).args(flags).output().unwrap();
         let errors = String::from_utf8(output.stderr).unwrap();
         assert!(!output.status.success() && errors.contains(expected), "{flags:?}: {errors}");
@@ -186,7 +226,7 @@ fn what_can_not_work_fails_before_loading() {
 fn chats_with_piped_input() {
     let model = tiny_model();
     let chat = |args: &[&str]| {
-        let mut chat = server::stallfree();
+        let mut chat = stallfree();
         chat.arg("chat").args(args).args(["--max-tokens=4", "--temperature=0"]);
         let mut chat = chat.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         chat.stdin.take().unwrap().write_all(b"hello\n/reset\nhello\n").unwrap();
@@ -207,7 +247,7 @@ fn chats_with_piped_input() {
 #[test]
 fn short_commands_print_and_end() {
     let print = |arg: &str| {
-        let output = server::stallfree().arg(arg).output().unwrap();
+        let output = stallfree().arg(arg).output().unwrap();
         assert!(output.status.success(), "{output:?}");
         String::from_utf8(output.stdout).unwrap()
     };
@@ -227,7 +267,7 @@ fn benchmarks_a_server_and_an_engine() {
     let model = tiny_model();
     let results = tempfile::tempdir().unwrap();
     let bench = |args: &[&str]| {
-        let output = server::stallfree().arg("bench").args(args).output().unwrap();
+        let output = stallfree().arg("bench").args(args).output().unwrap();
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
         (String::from_utf8(output.stdout).unwrap(), errors, output.status.success())
     };
@@ -291,7 +331,7 @@ fn benchmarks_a_server_and_an_engine() {
 fn sweeps_go_on_where_they_ended_and_can_be_compared() {
     let folder = tempfile::tempdir().unwrap();
     let bench = |args: &[&str]| {
-        let mut command = server::stallfree();
+        let mut command = stallfree();
         let output = command.arg("bench").args(args).current_dir(folder.path()).output().unwrap();
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{args:?}: {errors}");
@@ -336,7 +376,7 @@ fn a_sweep_starts_and_stops_its_server() {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let binary = env!("CARGO_BIN_EXE_stallfree");
     let sweep = |command: &str| {
-        let output = server::stallfree()
+        let output = stallfree()
             .args(["bench", "sweep", "--vary=max-concurrency=1,2", "--serve-cmd", command, "--"])
             .args([&format!("--port={port}"), "--num-prompts=3", "--random-input-len=20"])
             .args(["--random-output-len=5"])
@@ -364,7 +404,7 @@ fn a_sweep_starts_and_stops_its_server() {
 fn a_calibration_predicts_what_it_was_fitted_to() {
     let folder = tempfile::tempdir().unwrap();
     let run = |args: &[&str]| {
-        let output = server::stallfree().args(args).current_dir(folder.path()).output().unwrap();
+        let output = stallfree().args(args).current_dir(folder.path()).output().unwrap();
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{args:?}: {errors}");
         String::from_utf8(output.stdout).unwrap()

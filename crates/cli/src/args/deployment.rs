@@ -1,0 +1,113 @@
+//! The flags of a deployment of several instances, spelled as DistServe and Tropical (sgir-distserve) spell them.
+
+use std::str::FromStr;
+
+use clap::{Args, ValueEnum};
+
+use super::number::positive;
+
+/// Several instances in one server.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Several instances")]
+pub(crate) struct DeploymentArgs {
+    /// How requests are shared out among instances
+    #[arg(long, value_enum, default_value_t = Mode::Simple)]
+    pub(crate) mode: Mode,
+    /// The instances, each as TENSOR,PIPELINE: 2,1 2,1 1,2
+    #[arg(long, value_name = "TP,PP", num_args = 1..)]
+    pub(crate) replica_spec: Vec<ReplicaSpec>,
+    /// With --mode distserve, how many of the instances prefill; the others decode. As many as there
+    /// are: all do both [default: half of them]
+    #[arg(long, value_name = "K")]
+    pub(crate) partition_id: Option<usize>,
+    /// Which instance gets a sequence: least-tokens, least-requests, round-robin
+    #[arg(long, value_name = "NAME", default_value = "least-tokens")]
+    pub(crate) dispatch_policy: String,
+    /// What is different on instances that prefill.
+    #[command(flatten)]
+    pub(crate) prefill: PrefillArgs,
+    /// What is different on instances that decode.
+    #[command(flatten)]
+    pub(crate) decode: DecodeArgs,
+}
+
+/// How requests are shared out among instances.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Mode {
+    /// Each runs on one instance from beginning to end
+    Simple,
+    /// Some instances prefill, the others fetch the KV and decode
+    #[value(alias = "disaggregated")]
+    Distserve,
+}
+
+/// Over how many ranks an instance is spread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ReplicaSpec {
+    pub(crate) tensor: usize,
+    pub(crate) pipeline: usize,
+}
+
+impl FromStr for ReplicaSpec {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let number = |text: &str| text.trim().parse().ok().filter(|&number| number > 0);
+        let sizes = text.split_once(',').and_then(|(tp, pp)| number(tp).zip(number(pp)));
+        let (tensor, pipeline) =
+            sizes.ok_or_else(|| format!("'{text}' is not TENSOR,PIPELINE, such as 2,1"))?;
+        Ok(Self { tensor, pipeline })
+    }
+}
+
+/// Settings of some instances, where they differ from those of all.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Overrides {
+    pub(crate) scheduler: Option<String>,
+    pub(crate) max_num_seqs: Option<usize>,
+    pub(crate) max_num_batched_tokens: Option<usize>,
+    pub(crate) gpu_memory_utilization: Option<f64>,
+}
+
+macro_rules! overrides {
+    ($(#[$doc:meta])* $name:ident, $who:literal, $scheduler:ident, $seqs:ident, $tokens:ident, $memory:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, Args)]
+        pub(crate) struct $name {
+            #[doc = concat!("--scheduler of instances that ", $who)]
+            #[arg(long, value_name = "NAME")]
+            $scheduler: Option<String>,
+            #[doc = concat!("--max-num-seqs of instances that ", $who)]
+            #[arg(long, value_name = "N", value_parser = positive)]
+            $seqs: Option<usize>,
+            #[doc = concat!("--max-num-batched-tokens of instances that ", $who)]
+            #[arg(long, value_name = "N", value_parser = positive)]
+            $tokens: Option<usize>,
+            #[doc = concat!("--gpu-memory-utilization of instances that ", $who)]
+            #[arg(long, value_name = "SHARE")]
+            $memory: Option<f64>,
+        }
+
+        impl $name {
+            pub(crate) fn overrides(&self) -> Overrides {
+                Overrides {
+                    scheduler: self.$scheduler.clone(),
+                    max_num_seqs: self.$seqs,
+                    max_num_batched_tokens: self.$tokens,
+                    gpu_memory_utilization: self.$memory,
+                }
+            }
+        }
+    };
+}
+
+overrides! {
+    /// What is different on instances that prefill.
+    PrefillArgs, "prefill", prefill_scheduler, prefill_max_num_seqs, prefill_max_num_batched_tokens,
+    prefill_gpu_memory_utilization
+}
+overrides! {
+    /// What is different on instances that decode.
+    DecodeArgs, "decode", decode_scheduler, decode_max_num_seqs, decode_max_num_batched_tokens,
+    decode_gpu_memory_utilization
+}

@@ -1,0 +1,198 @@
+//! Blocks on their way from one executor to another: all ranks of the one copy them out, all of the other copy them in.
+//!
+//! Both happen between steps, in the order of everything else that a rank does: what is read is what the steps before have left, and
+//! steps to come see what was written.
+
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use stallfree_core::{BlockId, InstanceId, KvFetch, LeaseBook, SeqId};
+use stallfree_kernels::Backend;
+use stallfree_transfer::{Deliver, KvBytes, KvPayload, KvPort, Ports};
+
+use crate::Runner;
+use crate::executor::{SharedWaker, Work};
+
+/// The way to an executor's ranks; empty once it ends.
+pub(crate) type Ranks = Arc<Mutex<Vec<Sender<Work>>>>;
+
+/// Every critical section leaves what it guards whole, so that a poisoned lock is as good as new.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Where others read this executor's blocks.
+#[derive(Debug)]
+pub(crate) struct RankPort {
+    instance: InstanceId,
+    ranks: Ranks,
+    leases: LeaseBook,
+}
+
+impl RankPort {
+    pub(crate) const fn new(instance: InstanceId, ranks: Ranks, leases: LeaseBook) -> Self {
+        Self { instance, ranks, leases }
+    }
+}
+
+impl KvPort for RankPort {
+    fn read(&self, lease: SeqId, blocks: &[BlockId], deliver: Deliver) {
+        let ranks = lock(&self.ranks);
+        let reading = Arc::new(Reading {
+            instance: self.instance,
+            lease,
+            leases: self.leases.clone(),
+            blocks: blocks.iter().map(|block| block.0).collect(),
+            num_ranks: ranks.len(),
+            state: Mutex::new((KvPayload::default(), Some(deliver))),
+        });
+        for rank in ranks.iter() {
+            // A rank that is gone takes its share of the reading with it; the last share to be dropped tells.
+            drop(rank.send(Work::Read(Arc::clone(&reading))));
+        }
+    }
+}
+
+/// Blocks that the ranks of one executor copy out.
+pub(crate) struct Reading {
+    instance: InstanceId,
+    lease: SeqId,
+    leases: LeaseBook,
+    blocks: Vec<u32>,
+    num_ranks: usize,
+    /// What there is so far, and who gets it.
+    state: Mutex<(KvPayload, Option<Deliver>)>,
+}
+
+impl Reading {
+    /// Copies a rank's part out; the last one delivers.
+    pub(crate) fn take_part<B: Backend>(&self, runner: &mut Runner<B>) {
+        let part = runner.kv_part();
+        let read = self.leases.read(self.lease, || runner.read_kv(&self.blocks));
+        let mut state = lock(&self.state);
+        let (payload, deliver) = &mut *state;
+        let Some((piece, bytes)) = read else {
+            let reason = format!("instance {} keeps it no more", self.instance);
+            return deliver.take().into_iter().for_each(|deliver| deliver(Err(reason.clone())));
+        };
+        payload.parts.push(KvBytes { part, piece, bytes });
+        if payload.parts.len() == self.num_ranks {
+            let payload = std::mem::take(payload);
+            deliver.take().into_iter().for_each(|deliver| deliver(Ok(payload.clone())));
+        }
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        let deliver = lock(&self.state).1.take();
+        if let Some(deliver) = deliver {
+            deliver(Err(format!("instance {} is lost", self.instance)));
+        }
+    }
+}
+
+/// Blocks that the ranks of one executor copy in.
+#[derive(Debug)]
+pub(crate) struct Writing {
+    seq: SeqId,
+    payload: KvPayload,
+    blocks: Vec<u32>,
+    /// How many ranks have yet to write theirs, and what went wrong.
+    state: Mutex<(usize, Result<(), String>)>,
+    ended: Ended,
+}
+
+impl Writing {
+    /// Copies a rank's part in; the last one tells.
+    pub(crate) fn take_part<B: Backend>(&self, runner: &mut Runner<B>) {
+        let written = runner.write_kv(&self.blocks, &self.payload);
+        let mut state = lock(&self.state);
+        state.0 -= 1;
+        if let Err(reason) = written {
+            state.1 = Err(reason);
+        }
+        if state.0 == 0 {
+            self.ended.add(self.seq, state.1.clone());
+        }
+    }
+}
+
+/// A fetch that has ended, for this sequence.
+type Fetched = (SeqId, Result<(), String>);
+
+/// Fetches that have ended, and who wants to hear of it.
+#[derive(Clone, Debug)]
+struct Ended {
+    results: Arc<Mutex<Vec<Fetched>>>,
+    waker: SharedWaker,
+}
+
+impl Ended {
+    fn add(&self, seq: SeqId, result: Result<(), String>) {
+        lock(&self.results).push((seq, result));
+        if let Some(waker) = lock(&self.waker).as_ref() {
+            waker.wake_by_ref();
+        }
+    }
+}
+
+/// What an executor fetches from others.
+#[derive(Debug, Default)]
+pub(crate) struct Fetches {
+    /// The others, and its own number among them.
+    membership: Option<(Ports, InstanceId)>,
+    results: Arc<Mutex<Vec<Fetched>>>,
+}
+
+impl Fetches {
+    pub(crate) fn join(&mut self, ports: Ports, instance: InstanceId) {
+        self.membership = Some((ports, instance));
+    }
+
+    /// Closes its port.
+    pub(crate) fn leave(&mut self) {
+        if let Some((ports, instance)) = self.membership.take() {
+            ports.close(instance);
+        }
+    }
+
+    /// Reads there, writes here, and tells.
+    pub(crate) fn start(
+        &self,
+        fetch: &KvFetch,
+        ranks: &Ranks,
+        waker: &SharedWaker,
+    ) -> Result<(), String> {
+        let from = fetch.lease.instance;
+        let port = self.membership.as_ref().and_then(|(ports, _)| ports.get(from));
+        let port = port.ok_or_else(|| format!("there is no way to instance {from}"))?;
+        let ended = Ended { results: Arc::clone(&self.results), waker: Arc::clone(waker) };
+        let blocks = fetch.blocks.iter().map(|block| block.0).collect();
+        let (ranks, seq) = (Arc::clone(ranks), fetch.seq);
+        let deliver = move |read: Result<KvPayload, String>| match read {
+            Err(reason) => ended.add(seq, Err(reason)),
+            Ok(payload) => {
+                let ranks = lock(&ranks);
+                let state = Mutex::new((ranks.len(), Ok(())));
+                let writing = Arc::new(Writing { seq, payload, blocks, state, ended });
+                for rank in ranks.iter() {
+                    // If a rank is gone, so is the engine that would hear of it.
+                    drop(rank.send(Work::Write(Arc::clone(&writing))));
+                }
+            }
+        };
+        port.read(fetch.lease.seq, fetch.sources(), Box::new(deliver));
+        Ok(())
+    }
+
+    pub(crate) fn take_ended(&self) -> Vec<Fetched> {
+        std::mem::take(&mut lock(&self.results))
+    }
+}
+
+impl std::fmt::Debug for Reading {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reading").field("lease", &self.lease).finish_non_exhaustive()
+    }
+}
