@@ -44,7 +44,7 @@ pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
         rans.iter().flat_map(|(_, ran)| ran.outcome.batches.iter().map(|batch| batch.finished));
     let scale = ends.fold(0.0, f64::max) / WIDTH as f64;
     let mut text = format!(
-        "# prefill, = decode, . running without a token, space: not there. A character is {:.0} ms.\n",
+        "# prefill, = decode, . waiting, space: not there. A character is {:.0} ms.\n",
         scale * 1e3
     );
     let mut table = Table::new(&[
