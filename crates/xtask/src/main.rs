@@ -1,6 +1,7 @@
 //! The project's own checks, as `cargo xtask <command>`.
 
 mod e2e;
+mod gpu_folder;
 mod kernels;
 mod linkage;
 
@@ -14,6 +15,7 @@ const USAGE: &str = "usage: cargo xtask <command>
   docs     writes the pages that come from the code
   linkage  the release binary needs nothing beyond the C library's family
   kernels  every CUDA kernel compiles for each architecture, without spilling; fetches NVRTC, needs no GPU
+  gpu-folder DIR  builds what goes onto a machine with a GPU: the binary, the checks, run.sh
   e2e      official clients against the release binary with the default model";
 
 fn main() -> Result<()> {
@@ -25,6 +27,10 @@ fn main() -> Result<()> {
         Some("docs") => xtask::write_generated(&root()?),
         Some("linkage") => linkage::check(&release_binary()?),
         Some("kernels") => kernels::check(&root()?, &release_binary()?),
+        Some("gpu-folder") => {
+            let folder = std::env::args_os().nth(2).context("gpu-folder needs a folder's name")?;
+            gpu_folder::build(&root()?, Path::new(&folder))
+        }
         Some("e2e") => e2e::run(&root()?, &release_binary()?),
         _ => bail!(USAGE),
     }
