@@ -216,7 +216,11 @@ impl Drawing {
             let shift = (index as f64 - bars.len() as f64 / 2.0) * width;
             for &(value_x, value_y) in &series.points {
                 let Some((at_x, at_y)) = x.pixel(value_x).zip(y.pixel(value_y)) else { continue };
-                let (left, height) = (at_x + shift, (bottom - at_y).max(0.0));
+                let (left, height) = (at_x + shift, bottom - at_y);
+                // A rectangle needs a height.
+                if height < 0.1 {
+                    continue;
+                }
                 add!(
                     self,
                     "<rect x=\"{left:.1}\" y=\"{at_y:.1}\" width=\"{:.1}\" height=\"{height:.1}\" fill=\"{}\"/>",
