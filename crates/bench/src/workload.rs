@@ -175,6 +175,17 @@ impl WorkloadConfig {
     }
 }
 
+impl Workload {
+    /// Gives every prompt other tokens, so that a server's prefix cache finds nothing of an earlier run; lengths, times, and what
+    /// prompts share stay as they are.
+    pub fn redraw_prompts(&mut self, seed: u64) {
+        let mut seeds = generator(seed, Stream::Tokens);
+        for item in &mut self.items {
+            item.prompt.seed = seeds.random();
+        }
+    }
+}
+
 /// Rounds a time as clocks do, so that a request's own time is never later than the moment it is sent.
 fn to_nanoseconds(seconds: f64) -> f64 {
     Duration::try_from_secs_f64(seconds).map_or(seconds, |time| time.as_secs_f64())

@@ -205,3 +205,30 @@ proptest! {
         prop_assert_eq!(&workload, &recipe.generate().unwrap());
     }
 }
+
+#[test]
+fn redrawn_prompts_share_nothing_but_their_shape() {
+    let config = WorkloadConfig {
+        source: Source::Drawn {
+            name: "random".to_owned(),
+            prompt: Lengths::Fixed(64),
+            output: Lengths::Fixed(4),
+        },
+        arrivals: Arrivals::Poisson { rate: 2.0 },
+        num_requests: Some(20),
+        max_total_len: None,
+        output_len: None,
+        shared_prefix_len: 8,
+        seed: 1,
+    };
+    let first = config.generate().unwrap();
+    let mut other = first.clone();
+    other.redraw_prompts(7);
+    let tokens = PromptTokens::below(50_000);
+    for (a, b) in first.items.iter().zip(&other.items) {
+        assert_eq!((a.at, a.output_len, a.prompt.len), (b.at, b.output_len, b.prompt.len));
+        let (a, b) = (tokens.of(&a.prompt), tokens.of(&b.prompt));
+        assert_eq!(a[..8], b[..8], "what all share");
+        assert_ne!(a[8..], b[8..]);
+    }
+}

@@ -179,7 +179,10 @@ pub(crate) fn execute(args: &RunArgs, environment: &Environment, what: &str) -> 
     // Longer requests would be refused one by one, and a run without its longest requests misleads.
     let longest = built.scheduler.max_model_len;
     recipe.max_total_len = Some(recipe.max_total_len.map_or(longest, |limit| limit.min(longest)));
-    let workload = recipe.generate()?;
+    let mut workload = recipe.generate()?;
+    if let Some(seed) = args.workload.prompt_seed {
+        workload.redraw_prompts(seed);
+    }
     let about = About {
         backend: "engine".to_owned(),
         model: found.name().to_owned(),

@@ -202,7 +202,10 @@ pub(crate) fn execute(args: &ServeBenchArgs, what: &str) -> Result<Ran> {
     };
     let tokenizer = args.server.tokenizer.as_ref().map(Tokenizer::from_file).transpose()?;
     let recipe = args.workload.resolve(&|text| count_tokens(tokenizer.as_ref(), text))?;
-    let workload = recipe.generate()?;
+    let mut workload = recipe.generate()?;
+    if let Some(seed) = args.workload.prompt_seed {
+        workload.redraw_prompts(seed);
+    }
     let prompts = runtime.block_on(Prompts::find(&client, &model, tokenizer))?;
     let template = Template::new(args, &model)?;
     let about = about(args, &workload, &model, recipe.arrivals.rate());

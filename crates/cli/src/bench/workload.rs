@@ -48,6 +48,9 @@ pub(crate) struct WorkloadArgs {
     /// Decides lengths, times and tokens
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
+    /// Decides tokens alone, so that a server's prefix cache finds nothing of an earlier run [default: as --seed]
+    #[arg(long, value_name = "SEED")]
+    pub(crate) prompt_seed: Option<u64>,
     /// When they come.
     #[command(flatten)]
     pub(crate) arrivals: ArrivalArgs,

@@ -224,10 +224,21 @@ impl Point {
             }
         }
         argv.extend(self.values.iter().map(|(flag, value)| format!("--{flag}={value}")));
+        // The runs share a server, and its prefix cache.
+        let has_seed = self.flags.iter().any(|flag| flag.starts_with("--prompt-seed"));
+        if self.target == Target::Serve && !has_seed {
+            argv.push(format!("--prompt-seed={}", self.prompt_seed()));
+        }
         if !self.group().is_empty() && !self.flags.iter().any(|flag| flag.starts_with("--label")) {
             argv.push(format!("--label={}", self.group()));
         }
         argv
+    }
+
+    /// Returns a number that no other run of the sweep is likely to have, and that adding runs does not change (FNV-1a).
+    fn prompt_seed(&self) -> u32 {
+        let step = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(16_777_619);
+        self.folder().bytes().fold(2_166_136_261, step)
     }
 
     /// Returns its command line as text.

@@ -82,8 +82,10 @@ fn a_server_of_its_own_is_measured_over_http() {
     let toml = "serve-cmd = \"stallfree serve m\"\n[vary]\nrequest-rate = [1]";
     let plan = plan(toml, &[], &["--num-prompts=3"]).unwrap();
     assert_eq!(plan.serve_cmd.as_deref(), Some("stallfree serve m"));
-    let expected = "stallfree bench serve --num-prompts=3 --request-rate=1";
-    assert_eq!(plan.points().unwrap()[0].command_line(), expected);
+    let line = plan.points().unwrap()[0].command_line();
+    let (line, seed) = line.split_once(" --prompt-seed=").unwrap();
+    assert_eq!(line, "stallfree bench serve --num-prompts=3 --request-rate=1");
+    assert!(seed.parse::<u32>().is_ok(), "each run has prompts of its own: {seed}");
 }
 
 #[test]
