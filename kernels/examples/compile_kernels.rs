@@ -119,10 +119,10 @@ fn compile_all(folder: &str) -> Outcome<()> {
             .spawn()
     };
     let mut children: Vec<Child> = (0..parts).map(start).collect::<Result<_, _>>()?;
-    let (lines, seen) = std::sync::mpsc::sync_channel(64);
     let mut most: BTreeMap<(String, String), Most> = BTreeMap::new();
     let mut notable = Vec::new();
     std::thread::scope(|scope| {
+        let (lines, seen) = std::sync::mpsc::sync_channel(64);
         for output in children.iter_mut().filter_map(|child| child.stdout.take()) {
             let lines = lines.clone();
             scope.spawn(move || {
