@@ -321,9 +321,6 @@ fn gpu_problem(cache: &CacheArgs) -> Option<String> {
             "--tensor-parallel-size {tensor} and --pipeline-parallel-size {stages} need {} GPUs, and the driver lists {count}",
             tensor * stages
         )),
-        Ok(()) if stages > 1 => {
-            Some("--pipeline-parallel-size: stages are on CPUs and simulated so far".to_owned())
-        }
         Ok(()) if tensor > MAX_RANKS => {
             Some(format!("--tensor-parallel-size: at most {MAX_RANKS} GPUs share a layer"))
         }

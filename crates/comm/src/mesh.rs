@@ -44,15 +44,28 @@ impl Mesh {
     /// Joins the threads of a process: returns each rank's end.
     #[must_use]
     pub fn threads(world_size: usize) -> Vec<Self> {
-        let mut ranks: Vec<Self> = (0..world_size).map(|rank| Self::of(rank, world_size)).collect();
-        for one in 0..world_size {
-            for other in one + 1..world_size {
+        Self::neighbours(0, world_size, world_size)
+    }
+
+    /// Returns the ends of `count` ranks of a process, joined to each other and to nobody else yet.
+    pub(crate) fn neighbours(first_rank: usize, count: usize, world_size: usize) -> Vec<Self> {
+        let mut ranks: Vec<Self> =
+            (first_rank..first_rank + count).map(|rank| Self::of(rank, world_size)).collect();
+        for one in 0..count {
+            for other in one + 1..count {
                 let (link, back) = Link::pair();
-                ranks[one].links[other] = Some(link);
-                ranks[other].links[one] = Some(back);
+                ranks[one].set_link(first_rank + other, link);
+                ranks[other].set_link(first_rank + one, back);
             }
         }
         ranks
+    }
+
+    /// Joins it to `rank`.
+    pub(crate) fn set_link(&mut self, rank: usize, link: Link) {
+        if let Some(place) = self.links.get_mut(rank) {
+            *place = Some(link);
+        }
     }
 
     /// Takes out the links among some ranks, this one among them, as a communicator of their own: rank i of it is `ranks[i]`. A

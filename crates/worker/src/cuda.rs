@@ -140,7 +140,7 @@ fn num_blocks(
     Ok(num_blocks)
 }
 
-/// Joins the ranks of each stage.
+/// Joins the ranks of each stage, and the stages.
 fn connect(
     runners: &mut [Runner<CudaBackend>],
     parallel: Parallel,
@@ -152,6 +152,11 @@ fn connect(
     for stage in runners.chunks_mut(parallel.tensor) {
         let mut ranks: Vec<_> = stage.iter_mut().map(Runner::backend_mut).collect();
         CudaBackend::connect(&mut ranks, hidden_size)?;
+    }
+    for share in (0..parallel.tensor).filter(|_| parallel.pipeline > 1) {
+        let ranks = runners.iter_mut().skip(share).step_by(parallel.tensor);
+        let mut ranks: Vec<_> = ranks.map(Runner::backend_mut).collect();
+        CudaBackend::connect_stages(&mut ranks, hidden_size)?;
     }
     Ok(())
 }

@@ -15,7 +15,7 @@ use super::activations::{ActivationBytes, Activations, CudaTensor};
 use super::choice::{Chosen, CudaChoice};
 use super::kv_block::KvBlock;
 use super::must;
-use super::peers::{PeerOps, Then, Wires};
+use super::peers::{PeerOps, StageWires, Then, Wires};
 use super::recordings::{Recording, Recordings, padded_context, padded_seqs, shapes};
 use super::step::{Padding, Staging, Step, tiles};
 use super::upload::WeightUpload;
@@ -87,6 +87,8 @@ pub struct CudaBackend {
     chosen: Chosen,
     /// The ranks that share its layers, once it is connected to them.
     peers: Option<(Wires, PeerOps)>,
+    /// The stages around it, likewise.
+    stages: Option<StageWires>,
     _working: DeviceArena,
 }
 
@@ -188,6 +190,7 @@ impl CudaBackend {
             recordings: Recordings::default(),
             chosen,
             peers: None,
+            stages: None,
             _working: working,
         })
     }
@@ -216,11 +219,42 @@ impl CudaBackend {
         Ok(())
     }
 
-    /// Submits a sum over ranks; the caller has looked whether there are any.
+    /// Joins the ranks that have the same share of every stage, in the order of stages, once each is joined to those of its stage.
+    ///
+    /// # Errors
+    /// Two GPUs cannot reach each other's memory, or it is short.
+    pub fn connect_stages(ranks: &mut [&mut Self], hidden_size: usize) -> Result<(), CudaError> {
+        for place in 0..ranks.len() {
+            for peer in [place.wrapping_sub(1), place + 1] {
+                if let Some(peer) = ranks.get(peer) {
+                    ranks[place].tools.device.reach(&peer.tools.device)?;
+                }
+            }
+            let Self { tools, stream, config, stages, .. } = &mut *ranks[place];
+            let bytes = config.max_tokens * hidden_size * config.dtype.bytes();
+            *stages = Some(StageWires::new(&tools.device, stream, bytes)?);
+        }
+        for place in 1..ranks.len() {
+            let (before, after) = ranks.split_at_mut(place);
+            if let (Some(before), Some(after)) =
+                (&mut before[place - 1].stages, &mut after[0].stages)
+            {
+                StageWires::connect(before, after);
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the ranks that share its layers, if there are others.
+    fn sharers(&self) -> Option<&(Wires, PeerOps)> {
+        self.peers.as_ref().filter(|(wires, _)| wires.num_ranks() > 1)
+    }
+
+    /// Submits a sum over ranks; before it is joined to any, nothing follows.
     fn all_reduce_then(&self, x: CudaTensor, then: Then) {
-        let peers = self.peers.as_ref().ok_or("a sum over ranks without ranks");
-        let (wires, ops) = must(peers);
-        must(ops.all_reduce(&self.stream, wires, x, then));
+        if let Some((wires, ops)) = &self.peers {
+            must(ops.all_reduce(&self.stream, wires, x, then));
+        }
     }
 
     /// Returns the GPU's free memory and all of it, in bytes.
@@ -589,7 +623,7 @@ impl Backend for CudaBackend {
     }
 
     fn all_reduce(&mut self, x: CudaTensor) -> CudaTensor {
-        if self.peers.is_none() {
+        if self.sharers().is_none() {
             return x;
         }
         let out = self.take(x.rows, x.cols);
@@ -604,7 +638,7 @@ impl Backend for CudaBackend {
         weight: &CudaVector,
         eps: f32,
     ) -> CudaTensor {
-        if self.peers.is_none() {
+        if self.sharers().is_none() {
             return self.norm(x, Some(residual), weight, eps);
         }
         let out = self.take(x.rows, x.cols);
@@ -617,19 +651,27 @@ impl Backend for CudaBackend {
     }
 
     fn gather_columns(&mut self, x: CudaTensor, cols: usize) -> CudaTensor {
-        let Some((wires, ops)) = &self.peers else { return x };
+        let Some((wires, ops)) = self.sharers() else { return x };
         let out = must(self.activations.take_all_logits(x, cols));
         let share = cols.div_ceil(wires.num_ranks()).next_multiple_of(8);
         must(ops.gather_columns(&self.stream, wires, (x, out), share));
         out
     }
 
-    fn send(&mut self, _x: CudaTensor) {
-        must(Err::<(), _>("stages are not on this device yet"));
+    fn send(&mut self, x: CudaTensor) {
+        if let (Some(wires), Some((_, ops))) = (&self.stages, &self.peers) {
+            must(ops.send(&self.stream, wires, x));
+        }
     }
 
-    fn receive(&mut self, _cols: usize) -> CudaTensor {
-        must(Err("stages are not on this device yet"))
+    fn receive(&mut self, cols: usize) -> CudaTensor {
+        let out = self.take(self.step().num_tokens, cols);
+        match (&self.stages, &self.peers) {
+            (Some(wires), Some((_, ops))) => must(ops.receive(&self.stream, wires, out)),
+            // A step that only warms up leaves numbers in the cache.
+            _ => must(self.stream.fill(out.data, 0)),
+        }
+        out
     }
 
     fn sample(&mut self, logits: CudaTensor, rows: &SampleRows) -> CudaChoice {
@@ -693,9 +735,9 @@ impl Backend for CudaBackend {
         let Some(shape) = self.shape() else { return };
         if !self.recordings.has_run(shape.num_seqs) {
             // Compiles, loads and chooses, which is no time to wait for others.
-            let peers = self.peers.take();
+            let joined = (self.peers.take(), self.stages.take());
             ops(self);
-            self.peers = peers;
+            (self.peers, self.stages) = joined;
             self.activations.clear();
             self.angles_of = None;
         }

@@ -10,6 +10,8 @@ use super::{Build, CudaError, CudaTensor, Toolchain, check_len};
 pub const MAX_RANKS: usize = 8;
 /// Blocks of a launch that meet their peers' blocks.
 const MAX_BLOCKS: usize = 264;
+/// Blocks that carry rows from stage to stage.
+const STAGE_BLOCKS: usize = 132;
 /// Up to so many bytes a matrix is pushed: measured on two H100s, 16 rows of 7,168 and 32 of 4,096 elements (docs/performance.md).
 const PUSH_BYTES: usize = 256 << 10;
 
@@ -96,12 +98,55 @@ impl Wires {
     }
 }
 
-/// Sums over ranks of rows of one length.
+/// What leads from a stage to the next, and from the one before: rows go into the next one's inbox, two steps' worth.
+#[derive(Debug)]
+pub(super) struct StageWires {
+    inbox: DeviceSlice,
+    /// What came, what the next stage took, and counts of what was sent and received, by block.
+    counts: [DeviceSlice; 4],
+    /// The next stage's inbox and what came there.
+    next: Option<[u64; 2]>,
+    /// What was taken of what the stage before sent: in its memory.
+    taken_there: Option<u64>,
+    _arena: DeviceArena,
+}
+
+impl StageWires {
+    /// Takes the memory for steps of at most `step_bytes` of rows.
+    pub(super) fn new(
+        device: &Arc<Device>,
+        stream: &Stream,
+        step_bytes: usize,
+    ) -> Result<Self, CudaError> {
+        let (slot, count) = (step_bytes.next_multiple_of(256), STAGE_BLOCKS * 4);
+        let mut arena = DeviceArena::new(device, 2 * slot + 4 * (count + 256) + 4096)?;
+        let inbox = arena.take("rows from the stage before", 2 * slot)?;
+        let all = arena.take("counts of a stage", 4 * (count + 256))?;
+        stream.fill(all, 0)?;
+        stream.synchronize()?;
+        let counts = [0, 1, 2, 3].map(|place| all.slice(place * (count + 256), count));
+        Ok(Self { inbox, counts, next: None, taken_there: None, _arena: arena })
+    }
+
+    /// Learns where the memory of the stages around it is.
+    pub(super) fn connect(before: &mut Self, after: &mut Self) {
+        before.next = Some([after.inbox.address(), after.counts[0].address()]);
+        after.taken_there = Some(before.counts[1].address());
+    }
+
+    fn slot_vectors(&self) -> usize {
+        self.inbox.len() / 2 / 16
+    }
+}
+
+/// Sums over ranks of rows of one length, and such rows from stage to stage.
 #[derive(Debug)]
 pub(super) struct PeerOps {
     push: Function,
     pull: Function,
     gather: Function,
+    send: Function,
+    receive: Function,
     cols: usize,
     threads: usize,
 }
@@ -130,7 +175,8 @@ impl PeerOps {
             ("MAX_ROWS", max_rows(cols).to_string()),
         ];
         let file = ("peers.cu", include_str!("../../cuda/peers.cu"));
-        let kernels = &["all_reduce_push", "all_reduce_pull", "gather_columns"];
+        let kernels =
+            &["all_reduce_push", "all_reduce_pull", "gather_columns", "send_rows", "receive_rows"];
         Ok(Build::new(dtype, file, kernels, defines))
     }
 
@@ -140,8 +186,9 @@ impl PeerOps {
         cols: usize,
         num_ranks: usize,
     ) -> Result<Self, CudaError> {
-        let [push, pull, gather] = tools.load(&Self::build(tools.dtype, cols, num_ranks)?)?;
-        Ok(Self { push, pull, gather, cols, threads: threads(cols) })
+        let build = Self::build(tools.dtype, cols, num_ranks)?;
+        let [push, pull, gather, send, receive] = tools.load(&build)?;
+        Ok(Self { push, pull, gather, send, receive, cols, threads: threads(cols) })
     }
 
     /// Submits the sum over ranks of `x`, `[rows, cols]`, and what follows it.
@@ -213,6 +260,70 @@ impl PeerOps {
         ];
         // SAFETY: the arguments are the kernel's, and peers' logits lie where this rank's do.
         Ok(unsafe { self.gather.launch(stream, launch, &args) }?)
+    }
+
+    /// Submits the sending of `x`, `[rows, cols]`, to the next stage.
+    pub(super) fn send(
+        &self,
+        stream: &Stream,
+        wires: &StageWires,
+        x: CudaTensor,
+    ) -> Result<(), CudaError> {
+        let Some([inbox, arrived]) = wires.next else { return Ok(()) };
+        let [_, taken, sent, _] = wires.counts;
+        let vectors = self.check_rows("x", wires, x)?;
+        let args = [
+            x.data.into(),
+            Arg::Ptr(inbox),
+            Arg::Ptr(arrived),
+            taken.into(),
+            sent.into(),
+            vectors.into(),
+            wires.slot_vectors().into(),
+        ];
+        // SAFETY: the arguments are the kernel's; the rows fit a slot of the next stage's inbox, which is as large as this one's.
+        Ok(unsafe { self.send.launch(stream, self.stage_launch(), &args) }?)
+    }
+
+    /// Submits the wait for what the stage before sends, `[rows, cols]` as `out` is.
+    pub(super) fn receive(
+        &self,
+        stream: &Stream,
+        wires: &StageWires,
+        out: CudaTensor,
+    ) -> Result<(), CudaError> {
+        let Some(taken) = wires.taken_there else { return Ok(()) };
+        let [arrived, _, _, received] = wires.counts;
+        let vectors = self.check_rows("out", wires, out)?;
+        let args = [
+            out.data.into(),
+            wires.inbox.into(),
+            arrived.into(),
+            Arg::Ptr(taken),
+            received.into(),
+            vectors.into(),
+            wires.slot_vectors().into(),
+        ];
+        // SAFETY: the arguments are the kernel's, and the lengths are checked.
+        Ok(unsafe { self.receive.launch(stream, self.stage_launch(), &args) }?)
+    }
+
+    /// Every launch has as many blocks, so that all of a slot belongs to one step.
+    const fn stage_launch(&self) -> Launch {
+        let grid = (STAGE_BLOCKS, 1, 1);
+        Launch { grid, threads: self.threads, shared_bytes: 0, overlap: true }
+    }
+
+    /// Returns how many times 16 bytes a step's rows are.
+    fn check_rows(
+        &self,
+        operand: &'static str,
+        wires: &StageWires,
+        x: CudaTensor,
+    ) -> Result<usize, CudaError> {
+        check_len(operand, x.data, x.rows * self.cols, 2)?;
+        check_len("inbox", wires.inbox, 2 * x.rows * self.cols, 2)?;
+        Ok(x.rows * self.cols / 8)
     }
 }
 

@@ -117,8 +117,10 @@ pub(crate) fn run(args: &StepArgs, environment: &Environment) -> Result<()> {
     ))?;
     let mut driver = Driver::new(&engine, tokenizer, log, built.vocab_size)?;
     driver.warm_up()?;
+    let max_margin = row::max_margin(checkpoint.config());
     for row in &decode {
-        report.add("decode", row.measure(&mut driver, args.rows.repeats, floor.as_ref())?)?;
+        let limits = (floor.as_ref(), max_margin);
+        report.add("decode", row.measure(&mut driver, args.rows.repeats, limits)?)?;
     }
     for row in &prefill {
         report.add("prefill", row.measure(&mut driver, args.rows.repeats, floor.as_ref())?)?;

@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result, bail};
 use serde_json::json;
 use stallfree_core::Time;
+use stallfree_models::ModelConfig;
 
 use super::Measured;
 use super::drive::{Driver, Outcome};
@@ -17,6 +18,13 @@ const NUM_CHECKED: usize = 4;
 /// How much less likely than the best one a greedy token may look in the second computation. Rounding to bf16 explains it: the worst of
 /// some 500 tokens misses by 0.14 to 0.27 with dummy weights, whose best logits stand 5 to 6 above the mean.
 const MAX_MARGIN: f32 = 0.5;
+
+/// Returns the largest margin for a model: logits spread with the root of the hidden size, and what layers round off adds up with the
+/// root of their number. [`MAX_MARGIN`] is that of 32 layers of 4,096 elements, and of smaller ones.
+pub(super) fn max_margin(model: &ModelConfig) -> f32 {
+    let size = (model.hidden_size * model.num_layers) as f32 / (4096 * 32) as f32;
+    MAX_MARGIN * size.sqrt().max(1.0)
+}
 
 /// Parses a flag's list; a dash stands for none.
 pub(super) fn parse_all<T>(texts: &[String], parse: impl Fn(&str) -> Result<T>) -> Result<Vec<T>> {
@@ -49,7 +57,7 @@ impl Decode {
         &self,
         driver: &mut Driver<'_>,
         repeats: usize,
-        floor: Option<&Floor>,
+        (floor, max_margin): (Option<&Floor>, f32),
     ) -> Result<Measured> {
         let Self { batch, context, len } = *self;
         let mut windows = Vec::new();
@@ -65,7 +73,7 @@ impl Decode {
         let margin = last.map_or(Ok(f32::NAN), |outcome| second_computation(driver, &outcome))?;
         let mean = seconds / steps as f64;
         let floor = floor.map(|floor| floor.decode(batch, (context + len / 2) as f64));
-        let is_sound = margin <= MAX_MARGIN;
+        let is_sound = margin <= max_margin;
         let name = format!("decode {batch} at {context}");
         let verdict = if is_sound {
             format!("confirms, margin {margin:.3}")

@@ -1,0 +1,95 @@
+//! What nodes tell each other beside the ranks' numbers: batches and what comes of them.
+
+use std::io;
+use std::net::{Shutdown, TcpStream};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use crate::frame::{read_frame, write_frame};
+
+/// How often a node shows that it is alive.
+const BEAT: Duration = Duration::from_secs(1);
+/// After how much silence it counts as gone.
+const SILENCE: Duration = Duration::from_secs(6);
+
+/// A connection to another node. A node that says nothing for six seconds is gone: even one that computes says each second that it is
+/// there.
+#[derive(Debug)]
+pub struct Control {
+    /// Sends.
+    pub sender: ControlSender,
+    /// Receives.
+    pub receiver: ControlReceiver,
+}
+
+/// Sends messages to another node; the connection ends with the last clone.
+#[derive(Clone, Debug)]
+pub struct ControlSender(Arc<Writer>);
+
+#[derive(Debug)]
+struct Writer(Mutex<TcpStream>);
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        let stream = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let _gone = stream.shutdown(Shutdown::Both);
+    }
+}
+
+/// Receives messages from another node.
+#[derive(Debug)]
+pub struct ControlReceiver(TcpStream);
+
+impl Control {
+    pub(crate) fn new(stream: TcpStream) -> io::Result<Self> {
+        stream.set_read_timeout(Some(SILENCE))?;
+        stream.set_write_timeout(Some(SILENCE))?;
+        let reader = stream.try_clone()?;
+        let writer = Arc::new(Writer(Mutex::new(stream)));
+        let weak = Arc::downgrade(&writer);
+        std::thread::Builder::new().name("stallfree-beat".to_owned()).spawn(move || beat(&weak))?;
+        Ok(Self { sender: ControlSender(writer), receiver: ControlReceiver(reader) })
+    }
+}
+
+/// Sends an empty message each second, as long as anybody else can send.
+fn beat(writer: &Weak<Writer>) {
+    while let Some(writer) = writer.upgrade() {
+        if writer.send(&[]).is_err() {
+            return;
+        }
+        drop(writer);
+        std::thread::sleep(BEAT);
+    }
+}
+
+impl Writer {
+    fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        write_frame(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), bytes)
+    }
+}
+
+impl ControlSender {
+    /// Sends a message, which is not empty.
+    ///
+    /// # Errors
+    /// The other node is gone.
+    pub fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        self.0.send(bytes)
+    }
+}
+
+impl ControlReceiver {
+    /// Waits for the next message.
+    ///
+    /// # Errors
+    /// The other node is gone.
+    pub fn recv(&mut self) -> io::Result<Vec<u8>> {
+        loop {
+            let bytes = read_frame(&mut self.0)?;
+            if !bytes.is_empty() {
+                return Ok(bytes);
+            }
+        }
+    }
+}

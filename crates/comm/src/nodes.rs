@@ -1,0 +1,371 @@
+//! Ranks in processes on several hosts: they meet at node 0's address, then every two ranks of different nodes have a connection.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::sync::mpsc::{Receiver, Sender};
+use std::time::Duration;
+
+use crate::control::Control;
+use crate::frame::{read_frame, write_frame};
+use crate::mesh::Link;
+use crate::{Mesh, NodeError};
+
+/// How often a node that is not there yet is tried again.
+const RETRY: Duration = Duration::from_millis(100);
+/// The first word of every connection: others knock at open ports, too.
+const GREETING: &[u8] = b"stallfree 1";
+
+/// Where this process stands among those that run a model together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeConfig {
+    /// How many processes there are.
+    pub num_nodes: usize,
+    /// Which one this is; node 0 serves.
+    pub node: usize,
+    /// Where node 0 listens, as `host:port`.
+    pub master: String,
+    /// How many ranks each process has.
+    pub ranks_per_node: usize,
+    /// What all must have in common, in words.
+    pub agreement: String,
+    /// How long to wait for the others.
+    pub patience: Duration,
+}
+
+/// A process that has met the others.
+#[derive(Debug)]
+pub struct Joined {
+    /// The ends of this process's ranks, in order.
+    pub ranks: Vec<Mesh>,
+    /// On node 0, what leads to each other node, in order; elsewhere, what leads to node 0.
+    pub controls: Vec<Control>,
+}
+
+/// Meets the other processes; returns once all are there.
+///
+/// # Errors
+/// They don't come, or were started for something else; a connection fails.
+pub fn join(config: &NodeConfig) -> Result<Joined, NodeError> {
+    let links = TcpListener::bind((IpAddr::from([0, 0, 0, 0]), 0));
+    let links = links.map_err(|e| NodeError::io("listen for other nodes", e))?;
+    let port = links.local_addr().map_err(|e| NodeError::io("listen for other nodes", e))?.port();
+    let (controls, addresses) = match config.node {
+        0 => gather(config, port)?,
+        _ => report(config, port)?,
+    };
+    let mut world = World::new(config);
+    for (node, address) in addresses.iter().enumerate().take(config.node) {
+        world.connect(node, *address)?;
+    }
+    let later = config.num_nodes - config.node - 1;
+    for _ in 0..later * config.ranks_per_node * config.ranks_per_node {
+        world.accept(&links, config.patience)?;
+    }
+    Ok(Joined { ranks: world.ranks, controls })
+}
+
+type Met = (Vec<Control>, Vec<SocketAddr>);
+
+/// Node 0: hears every other node, and tells all where all are.
+fn gather(config: &NodeConfig, port: u16) -> Result<Met, NodeError> {
+    let what = || format!("listen at --master-addr {}", config.master);
+    let listener = TcpListener::bind(&config.master).map_err(|e| NodeError::io(what(), e))?;
+    let mut others: Vec<Option<(TcpStream, SocketAddr)>> =
+        (1..config.num_nodes).map(|_| None).collect();
+    while let Some(missing) = others.iter().position(Option::is_none) {
+        let (mut stream, from) = accept(&listener, config.patience)
+            .map_err(|e| NodeError::io(format!("hear of node {}", missing + 1), e))?;
+        // Whoever says something else is not one of ours.
+        let Ok(hello) = read_hello(&mut stream) else { continue };
+        let refusal = hello.refusal(config, &others);
+        let told = write_frame(&mut stream, refusal.as_deref().unwrap_or("").as_bytes());
+        if let Some(refusal) = refusal {
+            return Err(NodeError::Refused(refusal));
+        }
+        told.map_err(|e| NodeError::io(format!("answer node {}", hello.node), e))?;
+        others[hello.node - 1] = Some((stream, SocketAddr::new(from.ip(), hello.port)));
+    }
+    let others: Vec<_> = others.into_iter().flatten().collect();
+    let own = SocketAddr::new(IpAddr::from([0, 0, 0, 0]), port);
+    let addresses: Vec<SocketAddr> =
+        std::iter::once(own).chain(others.iter().map(|(_, address)| *address)).collect();
+    let table: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+    let mut controls = Vec::new();
+    for (mut stream, _) in others {
+        let sent = write_frame(&mut stream, table.join(" ").as_bytes());
+        let control = sent.and_then(|()| Control::new(stream));
+        controls.push(control.map_err(|e| NodeError::io("answer a node", e))?);
+    }
+    Ok((controls, addresses))
+}
+
+/// Any other node: tells node 0 where it is, and hears where all are.
+fn report(config: &NodeConfig, port: u16) -> Result<Met, NodeError> {
+    let what = || format!("reach node 0 at --master-addr {}", config.master);
+    let mut stream = connect_in_time(config).map_err(|e| NodeError::io(what(), e))?;
+    let hello = format!("{} {port} {}", config.node, config.agreement);
+    let answer = stream
+        .set_nodelay(true)
+        .and_then(|()| write_frame(&mut stream, GREETING))
+        .and_then(|()| write_frame(&mut stream, hello.as_bytes()))
+        .and_then(|()| read_frame(&mut stream))
+        .map_err(|e| NodeError::io(what(), e))?;
+    if !answer.is_empty() {
+        return Err(NodeError::Refused(String::from_utf8_lossy(&answer).into_owned()));
+    }
+    // The last node to come may take its time.
+    let table = stream
+        .set_read_timeout(Some(config.patience))
+        .and_then(|()| read_frame(&mut stream))
+        .map_err(|e| NodeError::io("hear of the other nodes", e))?;
+    let master = stream.peer_addr().map_err(|e| NodeError::io(what(), e))?;
+    let text = String::from_utf8_lossy(&table);
+    let mut addresses: Vec<SocketAddr> =
+        text.split(' ').filter_map(|address| address.parse().ok()).collect();
+    if addresses.len() != config.num_nodes {
+        return Err(NodeError::Refused(format!("node 0 names {} nodes", addresses.len())));
+    }
+    addresses[0].set_ip(master.ip()); // as seen from here
+    let control = Control::new(stream).map_err(|e| NodeError::io(what(), e))?;
+    Ok((vec![control], addresses))
+}
+
+fn connect_in_time(config: &NodeConfig) -> io::Result<TcpStream> {
+    let mut left = config.patience;
+    loop {
+        match TcpStream::connect(&config.master) {
+            Ok(stream) => return Ok(stream),
+            Err(error) if left.is_zero() => return Err(error),
+            Err(_) => {
+                std::thread::sleep(RETRY.min(left));
+                left = left.saturating_sub(RETRY);
+            }
+        }
+    }
+}
+
+/// What a node says when it comes.
+struct Hello {
+    node: usize,
+    port: u16,
+    agreement: String,
+}
+
+fn read_hello(stream: &mut TcpStream) -> io::Result<Hello> {
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let invalid = || io::Error::from(io::ErrorKind::InvalidData);
+    if read_frame(stream)? != GREETING {
+        return Err(invalid());
+    }
+    let text = String::from_utf8(read_frame(stream)?).map_err(|_| invalid())?;
+    let mut words = text.splitn(3, ' ');
+    let mut word = || words.next().ok_or_else(invalid);
+    let node = word()?.parse().map_err(|_| invalid())?;
+    let port = word()?.parse().map_err(|_| invalid())?;
+    Ok(Hello { node, port, agreement: word()?.to_owned() })
+}
+
+impl Hello {
+    /// Returns why the node can't take part.
+    fn refusal(
+        &self,
+        config: &NodeConfig,
+        others: &[Option<(TcpStream, SocketAddr)>],
+    ) -> Option<String> {
+        let node = self.node;
+        match node.checked_sub(1).and_then(|place| others.get(place)) {
+            None => Some(format!("--node-rank {node} is not below --nnodes {}", config.num_nodes)),
+            Some(Some(_)) => Some(format!("there are two nodes with --node-rank {node}")),
+            Some(None) if self.agreement != config.agreement => Some(format!(
+                "node {node} was started for {}, node 0 for {}",
+                self.agreement, config.agreement
+            )),
+            Some(None) => None,
+        }
+    }
+}
+
+/// The links of this process's ranks, as they come.
+struct World {
+    ranks: Vec<Mesh>,
+    ranks_per_node: usize,
+    first_rank: usize,
+}
+
+impl World {
+    fn new(config: &NodeConfig) -> Self {
+        let (each, size) = (config.ranks_per_node, config.ranks_per_node * config.num_nodes);
+        let first_rank = config.node * each;
+        Self { ranks: Mesh::neighbours(first_rank, each, size), ranks_per_node: each, first_rank }
+    }
+
+    /// Connects each rank here to each of an earlier node.
+    fn connect(&mut self, node: usize, address: SocketAddr) -> Result<(), NodeError> {
+        for to in node * self.ranks_per_node..(node + 1) * self.ranks_per_node {
+            for place in 0..self.ranks.len() {
+                let from = self.first_rank + place;
+                let what = |e| NodeError::io(format!("reach rank {to} at {address}"), e);
+                let mut stream = TcpStream::connect(address).map_err(what)?;
+                write_frame(&mut stream, GREETING).map_err(what)?;
+                write_frame(&mut stream, format!("{from} {to}").as_bytes()).map_err(what)?;
+                self.ranks[place].set_link(to, link(stream).map_err(what)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a connection from a rank of a later node.
+    fn accept(&mut self, listener: &TcpListener, patience: Duration) -> Result<(), NodeError> {
+        loop {
+            let what = |e| NodeError::io("hear of another node's rank", e);
+            let (mut stream, _) = accept(listener, patience).map_err(what)?;
+            stream.set_read_timeout(Some(Duration::from_secs(5))).map_err(what)?;
+            let Ok((from, to)) = read_ranks(&mut stream) else { continue };
+            stream.set_read_timeout(None).map_err(what)?;
+            let place = to.wrapping_sub(self.first_rank);
+            if let Some(rank) = self.ranks.get_mut(place) {
+                rank.set_link(from, link(stream).map_err(what)?);
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn read_ranks(stream: &mut TcpStream) -> io::Result<(usize, usize)> {
+    let invalid = || io::Error::from(io::ErrorKind::InvalidData);
+    if read_frame(stream)? != GREETING {
+        return Err(invalid());
+    }
+    let text = String::from_utf8(read_frame(stream)?).map_err(|_| invalid())?;
+    let (from, to) = text.split_once(' ').ok_or_else(invalid)?;
+    Ok((from.parse().map_err(|_| invalid())?, to.parse().map_err(|_| invalid())?))
+}
+
+/// Waits for a connection, but not for ever.
+fn accept(listener: &TcpListener, patience: Duration) -> io::Result<(TcpStream, SocketAddr)> {
+    listener.set_nonblocking(true)?;
+    let mut left = patience;
+    loop {
+        match listener.accept() {
+            Ok((stream, from)) => {
+                stream.set_nonblocking(false)?;
+                return Ok((stream, from));
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && !left.is_zero() => {
+                std::thread::sleep(RETRY.min(left));
+                left = left.saturating_sub(RETRY);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Makes a connection a link: two threads carry messages between it and the link's other end, and end with either.
+fn link(stream: TcpStream) -> io::Result<Link> {
+    stream.set_nodelay(true)?;
+    let (link, Link { to, from }) = Link::pair();
+    let (reader, writer) = (stream.try_clone()?, stream);
+    let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
+        std::thread::Builder::new().name(name.to_owned()).spawn(work).map(drop)
+    };
+    spawn("stallfree-receive", Box::new(move || receive_all(reader, &to)))?;
+    spawn("stallfree-send", Box::new(move || send_all(writer, &from)))?;
+    Ok(link)
+}
+
+fn receive_all(mut stream: TcpStream, to: &Sender<Vec<f32>>) {
+    while let Ok(bytes) = read_frame(&mut stream) {
+        let (words, _) = bytes.as_chunks::<4>();
+        let values = words.iter().map(|word| f32::from_le_bytes(*word)).collect();
+        if to.send(values).is_err() {
+            break;
+        }
+    }
+}
+
+fn send_all(mut stream: TcpStream, from: &Receiver<Vec<f32>>) {
+    for values in from {
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        if write_frame(&mut stream, &bytes).is_err() {
+            break;
+        }
+    }
+    // Nothing follows: the other end is to know, and the thread that reads is to end.
+    let _gone = stream.shutdown(std::net::Shutdown::Both);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::time::Duration;
+
+    use super::{Joined, NodeConfig, join};
+    use crate::{Lost, NodeError};
+
+    fn config(node: usize, port: u16, agreement: &str) -> NodeConfig {
+        NodeConfig {
+            num_nodes: 3,
+            node,
+            master: format!("127.0.0.1:{port}"),
+            ranks_per_node: 2,
+            agreement: agreement.to_owned(),
+            patience: Duration::from_secs(5),
+        }
+    }
+
+    fn free_port() -> u16 {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        listener.local_addr().expect("its address").port()
+    }
+
+    /// Joins three nodes, the last one started for `agreement`.
+    fn join_all(agreement: &str) -> Vec<Result<Joined, NodeError>> {
+        let port = free_port();
+        std::thread::scope(|scope| {
+            let words = ["a model", "a model", agreement];
+            let nodes: Vec<_> = (0..3)
+                .map(|node| scope.spawn(move || join(&config(node, port, words[node]))))
+                .collect();
+            nodes.into_iter().map(|node| node.join().expect("no panic")).collect()
+        })
+    }
+
+    #[test]
+    fn ranks_of_three_processes_sum_and_tell_when_one_is_gone() {
+        let nodes: Vec<Joined> =
+            join_all("a model").into_iter().collect::<Result<_, _>>().expect("all join");
+        let (mut controls, mut ranks) = (Vec::new(), Vec::new());
+        for node in nodes {
+            controls.push(node.controls);
+            ranks.extend(node.ranks);
+        }
+        let sums: Vec<_> = std::thread::scope(|scope| {
+            let sum = |rank: &mut crate::Mesh| {
+                let mut values = [1.0, rank.rank() as f32];
+                rank.all_reduce(&mut values).map(|()| values)
+            };
+            let threads: Vec<_> =
+                ranks.iter_mut().map(|rank| scope.spawn(move || sum(rank))).collect();
+            threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+        });
+        assert_eq!(sums, vec![Ok([6.0, 15.0]); 6]);
+        controls[0][1].sender.send(b"to node 2").expect("sent");
+        assert_eq!(controls[2][0].receiver.recv().expect("received"), b"to node 2");
+        drop((ranks.pop(), controls.pop()));
+        assert_eq!(ranks[0].recv(5), Err(Lost { rank: 5 }));
+        assert!(controls[0][1].receiver.recv().is_err());
+    }
+
+    #[test]
+    fn a_node_that_was_started_for_something_else_is_refused() {
+        let outcomes = join_all("another model");
+        for outcome in [&outcomes[0], &outcomes[2]] {
+            let error = outcome.as_ref().expect_err("they disagree").to_string();
+            assert!(error.contains("another model"), "{error}");
+        }
+    }
+}
