@@ -47,6 +47,8 @@ pub(crate) struct InstanceConfig {
     pub(crate) parallel: Parallel,
     /// The first rank's GPU, as the driver counts them; the others' follow.
     pub(crate) first_gpu: usize,
+    /// The processes that share the ranks, if there are several.
+    pub(crate) nodes: Option<Nodes>,
     /// Tokens a block.
     pub(crate) block_size: usize,
     /// How much KV cache to take.
@@ -59,6 +61,17 @@ pub(crate) struct InstanceConfig {
     pub(crate) scheduler: SchedulerConfig,
     /// The most requests that wait.
     pub(crate) max_num_waiting: usize,
+}
+
+/// The processes that share the ranks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Nodes {
+    /// How many there are.
+    pub(crate) count: usize,
+    /// Which one this is.
+    pub(crate) node: usize,
+    /// Where they meet, as `host:port`.
+    pub(crate) master: String,
 }
 
 /// Where to compute.
@@ -209,9 +222,10 @@ impl InstanceConfig {
                 Dtype::Float32 => DtypeChoice::F32,
             },
             max_model_len: model.max_model_len.unwrap_or(Auto::Fit),
-            device,
             parallel,
             first_gpu: 0,
+            nodes: nodes(cache, parallel, &device)?,
+            device,
             block_size: cache.block_size,
             kv_size: match (cache.num_gpu_blocks_override, cache.kv_cache_memory_bytes) {
                 (Some(num_blocks), _) => KvSize::Blocks(num_blocks),
@@ -281,6 +295,28 @@ fn scheduler_config(scheduler: &SchedulerArgs, cache: &CacheArgs) -> SchedulerCo
         settings: scheduler.scheduler_config.iter().cloned().collect(),
         ..default
     }
+}
+
+/// Finds out which processes share the ranks.
+fn nodes(cache: &CacheArgs, parallel: Parallel, device: &DeviceConfig) -> Result<Option<Nodes>> {
+    let CacheArgs { nnodes, node_rank, master_addr, master_port, .. } = cache;
+    let ranks = parallel.world_size();
+    if node_rank >= nnodes {
+        bail!("--node-rank {node_rank} is not below --nnodes {nnodes}");
+    }
+    if *nnodes == 1 {
+        return Ok(None);
+    }
+    if !matches!(device, DeviceConfig::Cpu(_)) {
+        bail!("--nnodes {nnodes}: several processes compute on CPUs only; add --device cpu");
+    }
+    if !ranks.is_multiple_of(*nnodes) {
+        bail!(
+            "--nnodes {nnodes} does not divide the {ranks} ranks of --tensor-parallel-size and --pipeline-parallel-size"
+        );
+    }
+    let master = format!("{master_addr}:{master_port}");
+    Ok(Some(Nodes { count: *nnodes, node: *node_rank, master }))
 }
 
 /// Decides where to compute: `auto` takes a GPU that has all it needs.

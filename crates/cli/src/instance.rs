@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use stallfree_cluster::{Cluster, Role, Start};
 use stallfree_core::{Clock, Executor, InstanceId, LeaseBook, WallClock};
 use stallfree_engine::{Engine, EngineHandle, EngineInfo, StepObserver, ThreadedEngine};
+use stallfree_kernels::cpu::CpuConfig;
 use stallfree_models::{
     Checkpoint, GenerationDefaults, GgufTokenizer, LoadOptions, SpecialTokens, TokenizerSource,
 };
@@ -19,7 +20,7 @@ use stallfree_scheduler::{Planner, Registry, SchedulerConfig};
 use stallfree_server::Metrics;
 use stallfree_tokenizer::{ChatTemplate, GgufVocab, Tokenizer};
 use stallfree_transfer::Ports;
-use stallfree_worker::{CpuWorkerConfig, CudaWorkerConfig, WorkerReport};
+use stallfree_worker::{CpuWorkerConfig, CudaWorkerConfig, NodeConfig, Parallel, WorkerReport};
 
 use crate::args::Auto;
 use crate::config::{
@@ -27,6 +28,9 @@ use crate::config::{
     TokenizerFrom, WeightsFrom,
 };
 use crate::console;
+
+/// How long processes wait for each other: some may have to load a model from far away first.
+const NODE_PATIENCE: Duration = Duration::from_secs(600);
 
 /// A running engine, what belongs to its model, and what starting it found.
 #[derive(Debug)]
@@ -288,15 +292,17 @@ fn start_worker(
     let (mut executor, worker) = match &config.device {
         DeviceConfig::Sim(device) => return simulation::start(path, device, config),
         DeviceConfig::Cpu(cpu) => {
-            let worker = CpuWorkerConfig {
-                cpu: cpu.clone(),
-                parallel: config.parallel,
-                block_size,
-                kv_size,
-                max_kv_tokens,
-                max_model_len: wanted,
-                measure_step: config.token_budget == TokenBudget::Measured,
-            };
+            let worker = cpu_worker(checkpoint, cpu, config, wanted);
+            if let Some(nodes) = &worker.nodes {
+                if nodes.node > 0 {
+                    bail!("--node-rank {}: only `stallfree serve` joins others", nodes.node);
+                }
+                tracing::info!(
+                    "Waiting for {} more nodes at {}",
+                    nodes.num_nodes - 1,
+                    nodes.master
+                );
+            }
             stallfree_worker::start_cpu(checkpoint, &worker, &options)?
         }
         DeviceConfig::Cuda(gpu) => {
@@ -322,6 +328,64 @@ fn start_worker(
     }
     let vocab_size = checkpoint.config().vocab_size;
     Ok(Started { executor: Box::new(executor), worker, model_len, vocab_size })
+}
+
+/// Returns how to start this process's ranks on the CPU.
+fn cpu_worker(
+    checkpoint: &Checkpoint,
+    cpu: &CpuConfig,
+    config: &InstanceConfig,
+    max_model_len: usize,
+) -> CpuWorkerConfig {
+    let Parallel { tensor, pipeline } = config.parallel;
+    let nodes = config.nodes.as_ref().map(|nodes| NodeConfig {
+        num_nodes: nodes.count,
+        node: nodes.node,
+        master: nodes.master.clone(),
+        ranks_per_node: config.parallel.world_size() / nodes.count,
+        agreement: format!(
+            "{} with --tensor-parallel-size {tensor} --pipeline-parallel-size {pipeline} --nnodes {} --block-size {}",
+            checkpoint.describe(),
+            nodes.count,
+            config.block_size
+        ),
+        patience: NODE_PATIENCE,
+    });
+    CpuWorkerConfig {
+        cpu: cpu.clone(),
+        parallel: config.parallel,
+        nodes,
+        block_size: config.block_size,
+        kv_size: config.kv_size,
+        max_kv_tokens: config.scheduler.max_num_seqs.saturating_mul(max_model_len),
+        max_model_len,
+        measure_step: config.token_budget == TokenBudget::Measured,
+    }
+}
+
+/// Runs the ranks of a process other than the one that answers, until that one ends.
+///
+/// # Errors
+/// The model can't be read, the processes don't meet, or a rank fails.
+pub(crate) fn run_node(path: &Path, config: &InstanceConfig) -> Result<()> {
+    let checkpoint = open(path, config.weights)?;
+    let DeviceConfig::Cpu(cpu) = &config.device else { bail!("nodes compute on CPUs") };
+    let progress = console::LoadProgress::new("Loading weights");
+    let show = |done, total| progress.show(done, total);
+    let options =
+        LoadOptions { dtype: config.dtype, progress: Some(&show), ..LoadOptions::default() };
+    let max_model_len = match config.max_model_len {
+        Auto::Exactly(count) => count,
+        Auto::Fit => checkpoint.config().max_model_len(),
+    };
+    let worker = cpu_worker(&checkpoint, cpu, config, max_model_len);
+    if let Some(nodes) = &worker.nodes {
+        tracing::info!("Joining node 0 at {}", nodes.master);
+    }
+    let started = || tracing::info!("Computing for node 0");
+    stallfree_worker::run_cpu_node(&checkpoint, &worker, &options, started)?;
+    tracing::info!("Node 0 has ended");
+    Ok(())
 }
 
 /// Returns the most tokens of a step, or, for a policy that has no such bound, of a chunk.

@@ -28,6 +28,12 @@ pub(crate) fn run(args: &ServeArgs, environment: &Environment) -> Result<()> {
     let clock = WallClock::start();
     let config = DeploymentConfig::resolve(&args.engine, &args.deployment, environment)?;
     let front = FrontConfig::resolve(&args.server, environment)?;
+    if let Some((_, ranks)) = config.instances.first()
+        && ranks.nodes.as_ref().is_some_and(|nodes| nodes.node > 0)
+    {
+        let found = model_source::find(&args.engine.model, ranks.weights, environment)?;
+        return instance::run_node(&found.path, ranks);
+    }
     // A port that is taken shows now, not after minutes of loading.
     let socket = bind(&front)?;
     let weights = config.instances.first().map_or(WeightsFrom::Files, |(_, first)| first.weights);

@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{BatchId, BlockId, SamplingParams, SeqId, TokenId};
 
 /// Stands in [`Batch::token_ids`] for a token that an earlier batch, still in flight, is about to sample for the same
@@ -16,7 +18,7 @@ pub const PENDING_TOKEN: TokenId = TokenId::MAX;
 ///
 /// A block may be in the tables of several chunks, and one chunk may read what another of the same batch writes (a shared
 /// prefix): in each layer, an executor writes the KV of all chunks before it reads any.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Batch {
     /// This batch's number.
     pub id: BatchId,
@@ -29,7 +31,7 @@ pub struct Batch {
 }
 
 /// A run of consecutive tokens of one sequence.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Chunk {
     /// The sequence.
     pub seq: SeqId,
@@ -47,7 +49,7 @@ pub struct Chunk {
 }
 
 /// Which prompt tokens' logprobs a chunk is to return.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PromptLogprobs {
     /// How many most likely tokens to report beside each prompt token.
     pub num_top: u32,
@@ -56,7 +58,7 @@ pub struct PromptLogprobs {
 }
 
 /// How to draw one token.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SampleSpec {
     /// The sequence's settings.
     pub params: Arc<SamplingParams>,
@@ -69,7 +71,7 @@ pub struct SampleSpec {
 }
 
 /// A sequence's tokens so far, for penalties.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct History {
     /// Prompt, then output; tokens that batches in flight are about to sample are [`PENDING_TOKEN`].
     pub tokens: Vec<TokenId>,

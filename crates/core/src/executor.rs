@@ -3,6 +3,8 @@
 use std::task::Waker;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{Batch, BatchId, KvFetch, SeqId, Time, TokenId};
 
 /// Computes batches: real (CPU, CUDA, several ranks), simulated, or a mock.
@@ -75,7 +77,7 @@ impl KvGeometry {
 }
 
 /// What comes up from the device: one step's results.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepOutput {
     /// One for each chunk that asked for a sample, in the batch's order.
     pub tokens: Vec<SampledToken>,
@@ -87,7 +89,7 @@ pub struct StepOutput {
 }
 
 /// A token drawn for a sequence.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SampledToken {
     /// The sequence.
     pub seq: SeqId,
@@ -98,7 +100,7 @@ pub struct SampledToken {
 }
 
 /// How likely a token was.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TokenLogprob {
     /// The token.
     pub token: TokenId,

@@ -1,5 +1,7 @@
 //! How the next token is drawn from the logits.
 
+use serde::{Deserialize, Serialize};
+
 use crate::TokenId;
 
 /// Per-sequence sampling settings, already validated and resolved.
@@ -7,7 +9,7 @@ use crate::TokenId;
 /// Order of application, as in vLLM: logit bias, allowed tokens, bad words and the ban on stop tokens before `min_tokens`;
 /// repetition, frequency and presence penalties; temperature; min-p; top-k; top-p; draw. Logprobs are those of the raw logits'
 /// softmax.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SamplingParams {
     /// Divides the logits; 0 picks the most likely token.
     pub temperature: f32,

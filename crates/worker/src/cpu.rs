@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use stallfree_comm::{Mesh, Part, Peers};
-use stallfree_core::{Batch, BatchId, BlockId, Chunk, Clock, KvGeometry, SeqId, WallClock};
+use stallfree_comm::{Control, Joined, Mesh, NodeConfig, Part, Peers};
+use stallfree_core::{Batch, BatchId, BlockId, Chunk, Clock, KvGeometry, SeqId, Time, WallClock};
 use stallfree_kernels::Backend;
 use stallfree_kernels::cpu::{CpuBackend, CpuConfig, KvType};
 use stallfree_models::{Checkpoint, LoadOptions, Model, ModelConfig};
 
+use crate::nodes::agree_on_blocks;
 use crate::ranks::{on_each, run_all};
 use crate::step_times::StepTimes;
 use crate::{Error, KvSize, Parallel, Runner, ThreadExecutor, WorkerReport};
@@ -28,6 +29,8 @@ pub struct CpuWorkerConfig {
     pub cpu: CpuConfig,
     /// Over how many ranks the model is spread.
     pub parallel: Parallel,
+    /// The processes that have an equal number of them each; `None` has all in this one.
+    pub nodes: Option<NodeConfig>,
     /// Tokens a block.
     pub block_size: usize,
     /// How much KV cache to take.
@@ -50,23 +53,15 @@ pub fn start_cpu(
     options: &LoadOptions<'_>,
 ) -> Result<(ThreadExecutor, WorkerReport), Error> {
     let clock = WallClock::start();
-    let Parallel { tensor, pipeline } = config.parallel;
-    checkpoint.config().check_split(tensor, pipeline)?;
-    let parts = config.parallel.parts();
-    let ranks = load(checkpoint, config, options, &parts)?;
-    let loaded = clock.now();
-    let num_blocks = num_blocks(checkpoint.config(), &parts, config)?;
-    let kv = KvGeometry { num_blocks, block_size: config.block_size };
-    let runners = on_each(ranks, |(mut backend, model)| {
-        backend.allocate_kv(&model.kv_spec(kv.num_blocks, kv.block_size))?;
-        Ok(Runner::new(backend, model, kv.block_size, MAX_TOKENS))
-    })?;
+    let Ranks { runners, controls, kv, loaded } = Ranks::start(checkpoint, config, options, clock)?;
     let allocated = clock.now();
     let mut probing =
         Probing { runners, block_size: kv.block_size, clock, times: StepTimes::default() };
     let context = config.max_model_len.min(kv.num_tokens()).max(1);
-    // Even where nobody asks, one step is timed, for the heartbeat to know what to expect of the first.
+    // Even where nobody asks, one step is timed, for the heartbeat to know what to expect of the first. Other processes hear of
+    // steps only from the engine.
     let step_tokens = match config.measure_step {
+        _ if !controls.is_empty() => None,
         true => Some(probing.measure(context)?),
         false => probing.seconds_each(context.min(16), 0).map(|_| None)?,
     };
@@ -88,7 +83,67 @@ pub fn start_cpu(
         step_tokens,
         phases,
     };
-    Ok((ThreadExecutor::spawn(runners, kv)?.expecting(times), report))
+    let executor = ThreadExecutor::spawn_with_nodes(runners, kv, controls)?;
+    Ok((executor.expecting(times), report))
+}
+
+/// Runs the ranks of a process other than node 0 until node 0 ends. `started` hears what there is, once all is loaded.
+///
+/// # Errors
+/// As [`start_cpu`], or a rank fails.
+pub fn run_cpu_node(
+    checkpoint: &Checkpoint,
+    config: &CpuWorkerConfig,
+    options: &LoadOptions<'_>,
+    started: impl FnOnce(),
+) -> Result<(), Error> {
+    let ranks = Ranks::start(checkpoint, config, options, WallClock::start())?;
+    let Ranks { runners, mut controls, kv, .. } = ranks;
+    let executor = ThreadExecutor::spawn(runners, kv)?;
+    started();
+    controls.pop().map_or(Ok(()), |control| executor.obey(control))
+}
+
+/// The ranks of this process, loaded.
+struct Ranks {
+    runners: Vec<Runner<CpuBackend>>,
+    /// To other processes.
+    controls: Vec<Control>,
+    kv: KvGeometry,
+    loaded: Time,
+}
+
+impl Ranks {
+    fn start(
+        checkpoint: &Checkpoint,
+        config: &CpuWorkerConfig,
+        options: &LoadOptions<'_>,
+        clock: WallClock,
+    ) -> Result<Self, Error> {
+        let Parallel { tensor, pipeline } = config.parallel;
+        checkpoint.config().check_split(tensor, pipeline)?;
+        let mut parts = config.parallel.parts();
+        let (ends, mut controls) = match &config.nodes {
+            None => (Mesh::threads(parts.len()), Vec::new()),
+            Some(nodes) => {
+                parts = parts.split_off(nodes.node * nodes.ranks_per_node);
+                parts.truncate(nodes.ranks_per_node);
+                let Joined { ranks, controls } = stallfree_comm::join(nodes)?;
+                (ranks, controls)
+            }
+        };
+        let node = config.nodes.as_ref().map_or(0, |nodes| nodes.node);
+        let room = num_blocks(checkpoint.config(), &parts, config)?;
+        let loaded_ranks = load(checkpoint, config, options, parts.into_iter().zip(ends))?;
+        let loaded = clock.now();
+        let num_blocks = agree_on_blocks(node, &mut controls, room)?;
+        let kv = KvGeometry { num_blocks, block_size: config.block_size };
+        let runners = on_each(loaded_ranks, |(mut backend, model)| {
+            backend.allocate_kv(&model.kv_spec(kv.num_blocks, kv.block_size))?;
+            Ok(Runner::new(backend, model, kv.block_size, MAX_TOKENS))
+        })?;
+        Ok(Self { runners, controls, kv, loaded })
+    }
 }
 
 /// A rank's device with its part of the model.
@@ -99,13 +154,14 @@ fn load(
     checkpoint: &Checkpoint,
     config: &CpuWorkerConfig,
     options: &LoadOptions<'_>,
-    parts: &[Part],
+    ranks: impl ExactSizeIterator<Item = (Part, Mesh)>,
 ) -> Result<Vec<LoadedRank>, Error> {
-    let num_threads = (config.cpu.num_threads / parts.len()).max(1);
+    let num_threads = (config.cpu.num_threads / ranks.len().max(1)).max(1);
     let cpu = CpuConfig { num_threads, ..config.cpu.clone() };
-    on_each(parts.iter().zip(Mesh::threads(parts.len())), |(&part, world)| {
+    on_each(ranks, |(part, world)| {
         let mut backend = CpuBackend::with_peers(cpu.clone(), Peers::new(world, part))?;
-        let progress = options.progress.filter(|_| part.rank() == 0);
+        // One of them says how far it is.
+        let progress = options.progress.filter(|_| part.tensor.is_first());
         let options = LoadOptions { part, progress, ..*options };
         let model = stallfree_models::load(checkpoint, &mut backend, &options)?;
         Ok((backend, model))

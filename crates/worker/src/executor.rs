@@ -8,6 +8,7 @@ use std::task::Waker;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use stallfree_comm::Control;
 use stallfree_core::{
     Batch, BatchId, Clock, Executor, ExecutorError, InstanceId, KvFetch, KvGeometry, LeaseBook,
     SeqId, StepOutput, Time, WallClock,
@@ -16,10 +17,11 @@ use stallfree_kernels::{Backend, Choice};
 use stallfree_transfer::Ports;
 
 use crate::kv_port::{Fetches, RankPort, Ranks, Reading, Writing, lock};
+use crate::nodes::{hear_all, tell_all};
 use crate::step_times::StepTimes;
 use crate::{Runner, SamplerError, Submitted};
 
-type Outcome = Result<StepOutput, ExecutorError>;
+pub(crate) type Outcome = Result<StepOutput, ExecutorError>;
 
 /// An executor whose batches run one after the other on one device, or in step on the ranks of a model.
 ///
@@ -33,6 +35,8 @@ pub struct ThreadExecutor {
     /// To each rank; gone when the executor ends.
     ranks: Ranks,
     fetches: Fetches,
+    /// What ranks put outcomes into.
+    sender: Sender<Outcome>,
     outcomes: Receiver<Outcome>,
     waker: SharedWaker,
     threads: Vec<JoinHandle<()>>,
@@ -66,7 +70,7 @@ struct Started<C> {
 
 /// Where ranks put what the engine collects.
 #[derive(Clone)]
-struct Outbox {
+pub(crate) struct Outbox {
     outcomes: Sender<Outcome>,
     waker: SharedWaker,
     /// Says whose failure it is, where there are several ranks.
@@ -75,7 +79,7 @@ struct Outbox {
 
 impl Outbox {
     /// Returns whether anybody may still read it.
-    fn put(&self, outcome: Outcome) -> bool {
+    pub(crate) fn put(&self, outcome: Outcome) -> bool {
         let outcome = outcome
             .map_err(|error| ExecutorError { reason: self.rank.clone() + &error.reason, ..error });
         let is_open = self.outcomes.send(outcome).is_ok();
@@ -97,14 +101,15 @@ impl ThreadExecutor {
     ) -> std::io::Result<Self> {
         let num_stages = runners.first().map_or(1, |runner| runner.part().stage.of);
         let max_in_flight = if num_stages > 1 { num_stages } else { B::MAX_IN_FLIGHT };
-        let (outcomes, collected) = channel();
+        let (sender, outcomes) = channel();
         let mut this = Self {
             geometry,
             max_in_flight,
             vocab_size: runners.first().map_or(0, Runner::vocab_size),
             ranks: Ranks::default(),
             fetches: Fetches::default(),
-            outcomes: collected,
+            sender,
+            outcomes,
             waker: SharedWaker::default(),
             threads: Vec::new(),
             in_flight: VecDeque::new(),
@@ -113,16 +118,58 @@ impl ThreadExecutor {
             is_lost: false,
         };
         for runner in runners {
-            this.add_rank(runner, outcomes.clone())?;
+            this.add_rank(runner)?;
         }
         Ok(this)
     }
 
-    fn add_rank<B: Backend + 'static>(
-        &mut self,
-        runner: Runner<B>,
-        outcomes: Sender<Outcome>,
-    ) -> std::io::Result<()> {
+    /// Starts the threads of ranks in other processes, `controls` leading to one node each, beside those of `runners` here.
+    ///
+    /// # Errors
+    /// The system refuses a thread.
+    pub(crate) fn spawn_with_nodes<B: Backend + 'static>(
+        runners: Vec<Runner<B>>,
+        geometry: KvGeometry,
+        controls: Vec<Control>,
+    ) -> std::io::Result<Self> {
+        let mut this = Self::spawn(runners, geometry)?;
+        for (place, Control { sender, receiver }) in controls.into_iter().enumerate() {
+            let node = place + 1;
+            let (batches, work) = channel();
+            let outbox = this.outbox(String::new());
+            let telling = outbox.clone();
+            let teller = std::thread::Builder::new()
+                .name(format!("stallfree-tell-{node}"))
+                .spawn(move || tell_all(node, &work, &sender, &telling))?;
+            let hearer = std::thread::Builder::new()
+                .name(format!("stallfree-hear-{node}"))
+                .spawn(move || hear_all(node, receiver, &outbox))?;
+            lock(&this.ranks).push(batches);
+            this.threads.extend([teller, hearer]);
+        }
+        Ok(this)
+    }
+
+    fn outbox(&self, rank: String) -> Outbox {
+        Outbox { outcomes: self.sender.clone(), waker: Arc::clone(&self.waker), rank }
+    }
+
+    /// Takes out what the ranks answer, for who reads it instead of the engine; it ends with the last rank.
+    pub(crate) fn take_outcomes(&mut self) -> Receiver<Outcome> {
+        self.sender = channel().0;
+        std::mem::replace(&mut self.outcomes, channel().1)
+    }
+
+    /// Passes a batch on to the ranks, whoever reads what they answer.
+    pub(crate) fn pass_on(&mut self, batch: Batch) {
+        let (batch, at) = (Arc::new(batch), self.clock.now());
+        // A thread that is gone shows at the next `collect`.
+        for rank in lock(&self.ranks).iter() {
+            self.is_lost |= rank.send(Work::Step(Arc::clone(&batch), at)).is_err();
+        }
+    }
+
+    fn add_rank<B: Backend + 'static>(&mut self, runner: Runner<B>) -> std::io::Result<()> {
         let (part, clock) = (runner.part(), self.clock);
         let name = |role: &str| match part.world_size() {
             1 => format!("stallfree-{role}"),
@@ -132,7 +179,7 @@ impl ThreadExecutor {
             1 => String::new(),
             size => format!("rank {} of {size}: ", part.rank()),
         };
-        let outbox = Outbox { outcomes, waker: Arc::clone(&self.waker), rank };
+        let outbox = self.outbox(rank);
         let answers = part.stage.is_last() && part.tensor.is_first();
         // The engine bounds the batches; reads and writes are as many as sequences.
         let (batches, work) = channel();
@@ -256,11 +303,7 @@ impl Executor for ThreadExecutor {
 
     fn submit(&mut self, batch: Batch, _now: Time) {
         self.in_flight.push_back((batch.id, batch.num_tokens()));
-        let (batch, at) = (Arc::new(batch), self.clock.now());
-        // A thread that is gone shows at the next `collect`.
-        for rank in lock(&self.ranks).iter() {
-            self.is_lost |= rank.send(Work::Step(Arc::clone(&batch), at)).is_err();
-        }
+        self.pass_on(batch);
     }
 
     fn collect(&mut self, _now: Time) -> Result<Option<StepOutput>, ExecutorError> {

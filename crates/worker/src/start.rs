@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use stallfree_core::KvGeometry;
+use stallfree_comm::NodeError;
+use stallfree_core::{ExecutorError, KvGeometry};
 use stallfree_kernels::KernelError;
 use stallfree_kernels::cuda::CudaError;
 
@@ -80,6 +81,20 @@ pub enum Error {
     /// The model's logits are unsound.
     #[error(transparent)]
     Sampler(#[from] SamplerError),
+    /// The processes of a model did not meet.
+    #[error(transparent)]
+    Join(#[from] NodeError),
+    /// Another process is gone.
+    #[error("node {node} is gone: {problem}")]
+    Node {
+        /// Which one.
+        node: usize,
+        /// What its connection says.
+        problem: String,
+    },
+    /// A rank of this process failed.
+    #[error(transparent)]
+    Failed(#[from] ExecutorError),
     /// The thread of a rank panicked.
     #[error("a rank panicked while it started; the log says why")]
     Panic,

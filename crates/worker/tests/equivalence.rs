@@ -54,6 +54,7 @@ fn executor(architecture: &str, parallel: Parallel, num_blocks: usize) -> Thread
     let config = CpuWorkerConfig {
         cpu: CpuConfig { num_threads: 2, ..CpuConfig::default() },
         parallel,
+        nodes: None,
         block_size: BLOCK_SIZE,
         kv_size: KvSize::Blocks(num_blocks),
         max_kv_tokens: 0,

@@ -153,6 +153,19 @@ pub(crate) struct CacheArgs {
     /// Stages of layers, one after the other, each with its own GPUs
     #[arg(long, value_name = "N", value_parser = positive, default_value = "1")]
     pub(crate) pipeline_parallel_size: usize,
+    /// Processes that share the ranks, started with the same flags but for --node-rank; with --device
+    /// cpu
+    #[arg(long, value_name = "N", value_parser = positive, default_value = "1")]
+    pub(crate) nnodes: usize,
+    /// Which of the processes this is; 0 answers requests
+    #[arg(long, value_name = "N", value_parser = count, default_value = "0")]
+    pub(crate) node_rank: usize,
+    /// Where process 0 waits for the others
+    #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
+    pub(crate) master_addr: String,
+    /// The port there
+    #[arg(long, value_name = "PORT", default_value_t = 29501)]
+    pub(crate) master_port: u16,
     /// CPU threads to compute with [default: all cores]
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,

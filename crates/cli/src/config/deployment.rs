@@ -48,6 +48,9 @@ impl DeploymentConfig {
                 specs.len()
             );
         }
+        if specs.len() > 1 && engine.cache.nnodes > 1 {
+            bail!("--nnodes: ranks in several processes make one instance, not {}", specs.len());
+        }
         let mut instances = Vec::new();
         let mut next_gpu = 0;
         for (spec, role) in specs.iter().zip(roles(specs.len(), partition)) {

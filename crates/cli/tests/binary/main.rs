@@ -1,6 +1,7 @@
 //! The binary as a user starts it, with a tiny model.
 
 mod experiments;
+mod nodes;
 mod server;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};

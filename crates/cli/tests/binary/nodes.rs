@@ -1,0 +1,88 @@
+//! One model on the ranks of two processes.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Stdio};
+
+use serde_json::{Value, json};
+use stallfree_core::{Clock as _, WallClock};
+
+use crate::server::{Server, stallfree, tiny_model};
+
+/// A process that ends with the test.
+struct Node(Child);
+
+impl Node {
+    fn start(model: &Path, flags: &[String]) -> Self {
+        let mut command = stallfree();
+        command.arg("serve").arg(model).arg("--kv-cache-memory-bytes=64M").args(flags);
+        Self(command.stderr(Stdio::null()).spawn().expect("the binary starts"))
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ended = self.0.kill().and_then(|()| self.0.wait());
+    }
+}
+
+fn flags(port: u16, node: usize, [tensor, pipeline]: [usize; 2]) -> Vec<String> {
+    let flag = |name: &str, value: &dyn ToString| format!("--{name}={}", value.to_string());
+    vec![
+        flag("device", &"cpu"),
+        flag("threads", &2),
+        flag("tensor-parallel-size", &tensor),
+        flag("pipeline-parallel-size", &pipeline),
+        flag("nnodes", &2),
+        flag("node-rank", &node),
+        flag("master-port", &port),
+    ]
+}
+
+fn start_both(model: &Path, ranks: [usize; 2]) -> (Server, Node) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = listener.local_addr().expect("its address").port();
+    drop(listener);
+    let other = Node::start(model, &flags(port, 1, ranks));
+    let here = flags(port, 0, ranks);
+    let here: Vec<&str> = here.iter().map(String::as_str).collect();
+    let named = [&here[..], &["--served-model-name=tiny"]].concat();
+    (Server::start(model, &named), other)
+}
+
+fn text(server: &Server) -> Value {
+    let body = json!({
+        "model": "tiny", "prompt": "one model, two processes", "max_tokens": 24, "temperature": 0,
+        "ignore_eos": true, "logprobs": 2,
+    });
+    let answer = server.post("/v1/completions", &body).expect("an answer");
+    let answer: Value = serde_json::from_reader(answer).expect("JSON");
+    assert_eq!(answer["usage"]["completion_tokens"], 24, "{answer}");
+    answer["choices"][0]["text"].clone()
+}
+
+#[test]
+fn two_processes_answer_as_one() {
+    let model = tiny_model();
+    let alone = ["--device=cpu", "--threads=2", "--served-model-name=tiny"];
+    let expected = text(&Server::start(model.path(), &alone));
+    for ranks in [[2, 1], [1, 2], [2, 2]] {
+        let (server, _other) = start_both(model.path(), ranks);
+        assert_eq!(text(&server), expected, "{ranks:?}");
+    }
+}
+
+#[test]
+fn requests_are_answered_with_an_error_once_a_process_died() {
+    let model = tiny_model();
+    let (mut server, mut other) = start_both(model.path(), [2, 1]);
+    text(&server);
+    let clock = WallClock::start();
+    other.0.kill().expect("it runs");
+    let body = json!({ "model": "tiny", "prompt": "hello", "max_tokens": 5 });
+    let answer = server.ask("/v1/completions", &body, &[]);
+    assert!(answer.status().is_server_error(), "{}", answer.status());
+    server.wait_for("the engine is lost");
+    let seconds = clock.now().since_start().as_secs();
+    assert!(seconds < 20, "it took {seconds} s");
+}
