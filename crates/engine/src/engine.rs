@@ -144,7 +144,8 @@ impl Engine {
 
     fn collect(&mut self, now: Time) {
         self.end_fetches(now);
-        while !self.in_flight.is_empty() {
+        // Also with nothing in flight: an executor may be lost at any time.
+        while self.dead.is_none() {
             match self.executor.collect(now) {
                 Ok(Some(output)) => self.complete(output, now),
                 Ok(None) => return,
