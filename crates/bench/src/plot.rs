@@ -36,7 +36,18 @@ pub struct Chart {
     /// Values on the y axis with a line across the chart, and what they are.
     pub rules: Vec<(f64, String)>,
     /// Points with a few words.
-    pub marks: Vec<((f64, f64), String)>,
+    pub marks: Vec<Mark>,
+}
+
+/// A point with a ring around it and a few words beside it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mark {
+    /// Where.
+    pub at: (f64, f64),
+    /// The words.
+    pub text: String,
+    /// Their colour, that of the series that they belong to.
+    pub color: usize,
 }
 
 /// An axis.

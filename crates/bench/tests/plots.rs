@@ -1,6 +1,6 @@
 //! Figures in all three formats.
 
-use stallfree_bench::plot::{Axis, Chart, Figure, Look, Series, write};
+use stallfree_bench::plot::{Axis, Chart, Figure, Look, Mark, Series, write};
 
 fn figure(points: &[(f64, f64)]) -> Figure {
     let mut looks = vec![Look::Line, Look::Dashed, Look::Dotted, Look::Steps];
@@ -15,7 +15,7 @@ fn figure(points: &[(f64, f64)]) -> Figure {
         y,
         series: looks.iter().copied().enumerate().map(series).collect(),
         rules: vec![(0.5, "half".to_owned())],
-        marks: vec![((1.0, 1.0), "<here>".to_owned())],
+        marks: vec![Mark { at: (1.0, 1.0), text: "<here>".to_owned(), color: 9 }],
     };
     let names = Axis::names("Policy", ["a", "b", "c"].map(str::to_owned));
     Figure {

@@ -51,10 +51,13 @@ const fn link(gpus: usize, gb_per_s: f64, latency_us: f64) -> Link {
     Link { gpus, bytes_per_s: gb_per_s * 1e9, latency_s: latency_us * 1e-6 }
 }
 
-/// NVLink, PCIe 4.0 x16 in one machine, Ethernet of 100 Gbit/s and InfiniBand between machines.
+/// More GPUs than a model is spread over.
+const MANY: usize = 1024;
+
+/// PCIe 4.0 x16 in one machine, Ethernet of 100 Gbit/s and InfiniBand between machines.
 const PCIE: Link = link(8, 31.5, 20.0);
-const ETHERNET: Link = link(usize::MAX, 12.5, 50.0);
-const INFINIBAND: Link = link(usize::MAX, 50.0, 20.0);
+const ETHERNET: Link = link(MANY, 12.5, 50.0);
+const INFINIBAND: Link = link(MANY, 50.0, 20.0);
 
 /// The GPUs that `--device sim:NAME` knows.
 pub const SHIPPED: &[Shipped] = &[

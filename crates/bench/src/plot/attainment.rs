@@ -1,6 +1,6 @@
 //! SLO attainment over rate and over the objectives' scale, as DistServe draws it (OSDI '24, figures 8 and 9).
 
-use super::{Axis, Chart, Figure, Look, Series};
+use super::{Axis, Chart, Figure, Look, Mark, Series};
 use crate::StoredResult;
 use crate::metrics::{Attained, Crossing, Slo, SloMetric, attained, crossing};
 
@@ -77,7 +77,7 @@ fn over_rate(groups: &[Group], config: &AttainmentConfig) -> Chart {
         let curve = group.curve(config.slo);
         chart.series.extend(lines(&group.name, color, &curve));
         if let Crossing::At(rate) = group.goodput(config.slo, config.target) {
-            chart.marks.push(((rate, config.target * 100.0), format!("{rate:.2}")));
+            chart.marks.push(mark(rate, config, color));
         }
     }
     chart
@@ -99,7 +99,7 @@ fn over_scale(groups: &[Group], config: &AttainmentConfig, rate: f64) -> Chart {
         chart.series.extend(lines(&group.name, color, &curve));
         let both: Vec<_> = curve.iter().map(|(scale, a)| (*scale, a.both)).collect();
         if let Crossing::At(scale) = crossing(&both, config.target) {
-            chart.marks.push(((scale, config.target * 100.0), format!("{scale:.2}")));
+            chart.marks.push(mark(scale, config, color));
         }
     }
     chart
@@ -113,6 +113,11 @@ fn chart(x: Axis, config: &AttainmentConfig) -> Chart {
         marks: Vec::new(),
         series: Vec::new(),
     }
+}
+
+/// Says where a group's line goes through the target.
+fn mark(x: f64, config: &AttainmentConfig, color: usize) -> Mark {
+    Mark { at: (x, config.target * 100.0), text: format!("{x:.2}"), color }
 }
 
 /// Three lines a group: both objectives, the first alone, the second alone.
@@ -171,7 +176,7 @@ mod tests {
                 scale_rate: None,
             };
             let figure = attainment(&groups, &config, "");
-            let marks: Vec<&str> = figure.charts[0].marks.iter().map(|(_, text)| &**text).collect();
+            let marks: Vec<&str> = figure.charts[0].marks.iter().map(|mark| &*mark.text).collect();
             assert_eq!(marks, expected, "{rates:?}");
             let label = &figure.charts[1].x.label;
             assert!(label.contains(scaled_at), "{rates:?}: {label}");

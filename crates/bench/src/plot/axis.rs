@@ -97,10 +97,13 @@ fn linear_ticks(low: f64, high: f64, count: usize) -> Vec<f64> {
     (first..=last).map(|index| index as f64 * step).collect()
 }
 
-/// Powers of ten, and 2 and 5 times them where there is room.
+/// Powers of ten, and 2 and 5 times them where there is room, or all multiples where few would be left.
 fn log_ticks(low: f64, high: f64, count: usize) -> Vec<f64> {
-    let decades = (high / low).log10();
-    let steps: &[f64] = if decades * 3.0 <= count as f64 { &[1.0, 2.0, 5.0] } else { &[1.0] };
+    let steps: &[f64] = match (high / low).log10() {
+        decades if decades < 0.75 => &[1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0],
+        decades if decades * 3.0 <= count as f64 => &[1.0, 2.0, 5.0],
+        _ => &[1.0],
+    };
     let powers = low.log10().floor() as i32..=high.log10().ceil() as i32;
     let every = powers.flat_map(|power| steps.iter().map(move |step| step * 10_f64.powi(power)));
     every.filter(|value| (low..=high).contains(value)).collect()
@@ -139,6 +142,7 @@ mod tests {
         let log = Axis::log("");
         assert_eq!(labels(&log, 0.9, 1100.0), "1 10 100 1000");
         assert_eq!(labels(&log, 1.0, 20.0), "1 2 5 10 20");
+        assert_eq!(labels(&log, 0.32, 1.0), "0.3 0.4 0.5 0.7 1");
         assert_eq!(labels(&Axis::names("", ["a".to_owned(), "b".to_owned()]), 0.0, 1.0), "a b");
         assert_eq!(labels(&Axis::linear("").from_to(10.0, 20.0), 0.0, 1.0), "10 12 14 16 18 20");
     }

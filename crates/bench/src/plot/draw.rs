@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::axis::Placed;
-use super::{Chart, Figure, Look, Scale, Series};
+use super::{Chart, Figure, Look, Mark, Scale, Series};
 
 /// The font that is built in.
 pub(super) const FONT: &str = "DejaVu Sans";
@@ -106,11 +106,12 @@ impl Drawing {
             );
         }
         let mut labels: Vec<(f64, f64)> = Vec::new();
-        for ((at_x, at_y), text) in &chart.marks {
-            let Some((at_x, at_y)) = x.pixel(*at_x).zip(y.pixel(*at_y)) else { continue };
+        for Mark { at, text, color } in &chart.marks {
+            let Some((at_x, at_y)) = x.pixel(at.0).zip(y.pixel(at.1)) else { continue };
+            let color = COLORS[color % COLORS.len()];
             add!(
                 self,
-                "<circle cx=\"{at_x:.1}\" cy=\"{at_y:.1}\" r=\"7\" fill=\"none\" stroke=\"#222222\" stroke-width=\"2.5\"/>"
+                "<circle cx=\"{at_x:.1}\" cy=\"{at_y:.1}\" r=\"7\" fill=\"none\" stroke=\"{color}\" stroke-width=\"2.5\"/>"
             );
             let style = if at_x > (left + right) / 2.0 { END } else { START };
             let beside = if at_x > (left + right) / 2.0 { -12.0 } else { 12.0 };
@@ -126,7 +127,7 @@ impl Drawing {
                 at.1 += TEXT * 1.1;
             }
             labels.push(at);
-            self.text(at, text, Style { size: TEXT * 0.9, ..style });
+            self.text(at, text, Style { size: TEXT * 0.9, fill: color, ..style });
         }
         bottom + BELOW
     }

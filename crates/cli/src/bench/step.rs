@@ -110,6 +110,9 @@ pub(crate) fn run(args: &StepArgs, environment: &Environment) -> Result<()> {
         "kv_tokens": worker.kv.num_tokens(),
     });
     report.set("config", limits);
+    if let Some(floor) = floor {
+        console::print(format_args!("{}\n", floor.line()))?;
+    }
     console::print(format_args!(
         "Engine ready in {:.2} s\n{}\n",
         ready.as_secs_f64(),

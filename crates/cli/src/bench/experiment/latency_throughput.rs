@@ -102,13 +102,13 @@ pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
             ttft_series.push(Series::line(&policy.label, color, ttfts).looking(look));
         }
         let chart = |what: &str, series| Chart {
-            x: Axis::log(&format!("{title}: requests a second")),
+            x: Axis::log(&format!("{title}: requests a second (log)")),
             y: Axis::log(what),
             series,
             ..Chart::default()
         };
-        tbt.push(chart("P99 time between tokens, s", tbt_series));
-        ttft.push(chart("median time to first token, s", ttft_series));
+        tbt.push(chart("P99 time between tokens, s (log)", tbt_series));
+        ttft.push(chart("median time to first token, s (log)", ttft_series));
     }
     lab.table("summary", &table)?;
     let subtitle = lab.dataset().to_owned();

@@ -44,6 +44,15 @@ impl Floor {
         })
     }
 
+    /// Says what was measured.
+    pub(super) fn line(&self) -> String {
+        let Ceilings { read_bytes_per_s, gemm_flops } = self.ceilings;
+        let (read, gemm) = (read_bytes_per_s / 1e12, gemm_flops / 1e12);
+        format!(
+            "Measured: memory is read at {read:.2} TB/s, a large product reaches {gemm:.0} TFLOP/s"
+        )
+    }
+
     /// Returns the seconds of a step in which `batch` sequences of `context` tokens get one more each.
     pub(super) fn decode(&self, batch: usize, context: f64) -> f64 {
         let batch = batch as f64;

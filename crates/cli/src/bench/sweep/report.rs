@@ -46,7 +46,7 @@ const COLUMNS: &[Column] = &[
     column("median_scheduling_delay_s", "median_scheduling_delay_ms", 1e-3, ""),
     column("longest_gap_s", "stalls.longest_gap", 1.0, "Longest gap between tokens (s)"),
     column("num_long_gaps", "stalls.num_long_gaps", 1.0, ""),
-    column("stalled_share", "stalls.stalled_share", 100.0, "Decoding time without a token (%)"),
+    column("stalled_share", "stalls.stalled_share", 1.0, "Share of decoding time without a token"),
     column("slo_attainment", "slo_attainment.both", 1.0, ""),
     column("slo_attainment_ttft", "slo_attainment.ttft", 1.0, ""),
     column("slo_attainment_tpot", "slo_attainment.tpot", 1.0, ""),
