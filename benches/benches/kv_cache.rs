@@ -1,7 +1,7 @@
 //! What the KV cache's bookkeeping costs: a step of decodes, prompts that are found or not, and blocks that have to be evicted.
 
 use std::hint::black_box;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use stallfree_core::KvGeometry;
@@ -29,13 +29,29 @@ fn fill(manager: &mut KvCacheManager, table: &mut BlockTable, prompt: &[u32]) ->
     found
 }
 
+/// A cache, its sequences with their tokens, and how many steps they have taken.
+type State = (KvCacheManager, Vec<(BlockTable, Vec<u32>)>, usize);
+
+/// Gives each sequence a token and returns how long that took.
+#[expect(clippy::disallowed_methods, reason = "a benchmark measures real time")]
+fn step((manager, seqs, done): &mut State) -> Duration {
+    *done += 1;
+    let start = Instant::now();
+    for (table, tokens) in seqs {
+        tokens.push(7);
+        assert!(manager.allocate(table, tokens.len()));
+        manager.index(table, tokens, tokens.len());
+    }
+    start.elapsed()
+}
+
 /// Each of 1,024 sequences gets room for one token more: one in sixteen takes a block, and makes the one before it findable.
 fn decode_step(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("kv_cache/decode_step");
     group.throughput(Throughput::Elements(NUM_SEQS as u64));
     for (name, enable_prefix_caching) in [("prefix_cache", true), ("plain", false)] {
         let steps = 4096;
-        let start = || {
+        let start = || -> State {
             let mut manager = manager(NUM_SEQS * (CONTEXT + steps + 16), enable_prefix_caching);
             let mut seqs = Vec::new();
             for id in 0..NUM_SEQS {
@@ -48,17 +64,15 @@ fn decode_step(criterion: &mut Criterion) {
         };
         let mut state = start();
         group.bench_function(name, |bencher| {
-            bencher.iter(|| {
-                if state.2 == steps {
-                    state = start();
+            bencher.iter_custom(|num_steps| {
+                let mut total = Duration::ZERO;
+                for _ in 0..num_steps {
+                    if state.2 == steps {
+                        state = start();
+                    }
+                    total += step(&mut state);
                 }
-                let (manager, seqs, done) = &mut state;
-                *done += 1;
-                for (table, tokens) in seqs {
-                    tokens.push(7);
-                    assert!(manager.allocate(table, tokens.len()));
-                    manager.index(table, tokens, tokens.len());
-                }
+                total
             });
         });
     }

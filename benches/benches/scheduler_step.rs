@@ -65,7 +65,9 @@ fn scheduler_step(criterion: &mut Criterion) {
         let mut group = criterion.benchmark_group(format!("scheduler_step/{cache}"));
         group.sampling_mode(SamplingMode::Flat);
         for policy in POLICIES {
-            for num_seqs in [64, 256, 1024, 4096, 16_384] {
+            let sizes: &[usize] =
+                if enable_prefix_caching { &[64, 256, 1024, 4096, 16_384] } else { &[1024] };
+            for &num_seqs in sizes {
                 let state = State { policy: policy.name, num_seqs, enable_prefix_caching };
                 group.bench_function(BenchmarkId::new(policy.name, num_seqs), |bencher| {
                     let mut planner = state.planner();
