@@ -51,7 +51,9 @@ pub(crate) fn run(args: &CapacityArgs, environment: &Environment) -> Result<()> 
         p99_tbt: tbt_slo / 1000.0,
         median_scheduling_delay: scheduling_delay_slo / 1000.0,
     };
-    console::print("     req/s   P99 TBT (ms)   median delay (ms)\n")?;
+    console::print(
+        "     req/s   P99 TBT (ms)   longest gap (ms)   stalled (%)   median delay (ms)\n",
+    )?;
     let mut num_gpus = 1;
     let found = limits.search(start_rate.0, |rate| -> Result<Trial> {
         let mut trial = args.run.clone();
@@ -67,8 +69,13 @@ pub(crate) fn run(args: &CapacityArgs, environment: &Environment) -> Result<()> 
             median_scheduling_delay: ran.summary.scheduling_delay.quantile(0.5),
         };
         let verdict = if limits.are_kept(&trial) { "kept" } else { "missed" };
-        let [tbt, delay] = [trial.p99_tbt, trial.median_scheduling_delay].map(|s| s * 1000.0);
-        console::print(format_args!("{rate:>10} {tbt:>14.1} {delay:>19.1}   {verdict}\n"))?;
+        let stalls = ran.summary.stalls;
+        let times = [trial.p99_tbt, stalls.longest_gap, trial.median_scheduling_delay];
+        let [tbt, gap, delay] = times.map(|s| s * 1000.0);
+        let share = stalls.stalled_share * 100.0;
+        console::print(format_args!(
+            "{rate:>10} {tbt:>14.1} {gap:>18.1} {share:>13.2} {delay:>19.1}   {verdict}\n"
+        ))?;
         Ok(trial)
     })?;
     if let Some(folder) = &args.run.mode.run_dir {
