@@ -94,14 +94,6 @@ impl Cluster {
     fn engines(&self) -> &[ThreadedEngine] {
         self.engines.get().map_or(&[], Vec::as_slice)
     }
-
-    /// Returns the instances' roles and health, in order.
-    #[must_use]
-    pub fn instances(&self) -> Vec<(Role, Health)> {
-        let directory = self.switchboard.directory();
-        let members = directory.members().iter().zip(self.engines());
-        members.map(|(member, engine)| (member.role, engine.health())).collect()
-    }
 }
 
 /// Returns what is true of all instances: they have blocks of one size.
@@ -128,11 +120,13 @@ impl EngineHandle for Cluster {
     fn submit(&self, request: Request) -> Result<OutputStream, SubmitError> {
         let mut refused = SubmitError::Dead("no instance has started".to_owned());
         let mut takes = false;
-        for engine in self.engines() {
+        for (engine, begins) in self.engines().iter().zip(self.switchboard.begin_requests()) {
             engine.check(&request.prompt)?;
+            // Room where nobody begins is of no use: decode instances get what was prefilled, however long the queue before that.
             match engine.check_queue() {
-                Ok(()) => takes = true,
-                Err(error) => refused = error,
+                Ok(()) => takes |= begins,
+                Err(error) if begins => refused = error,
+                Err(_) => {}
             }
         }
         if !takes {

@@ -72,10 +72,14 @@ impl Directory {
         Self { members, seqs: SeqMap::default(), leases: SeqMap::default(), dispatch }
     }
 
-    /// Returns the instances.
-    #[must_use]
-    pub fn members(&self) -> &[Member] {
-        &self.members
+    /// Returns, for each instance, whether requests begin there: where they are prefilled, or anywhere if no such instance is left.
+    pub(crate) fn begin_requests(&self) -> Vec<bool> {
+        let prefills = |member: &Member| !member.is_lost && member.role != Role::Decode;
+        let any = self.members.iter().any(prefills);
+        self.members
+            .iter()
+            .map(|member| if any { prefills(member) } else { !member.is_lost })
+            .collect()
     }
 
     /// Chooses an instance for a sequence, which no instance has at the moment.

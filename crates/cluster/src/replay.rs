@@ -1,12 +1,12 @@
 //! Drives a deployment in virtual time: for simulations and tests.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Wake as Waking, Waker};
-use std::thread::{self, Thread};
+use std::thread;
 
 use stallfree_core::{InstanceId, Request, SeqId, Time};
 use stallfree_engine::{
     Command, Engine, HandedOver, LEASE, Membership, OutputStream, SeqOutput, Wake, output_stream,
+    unpark_this_thread,
 };
 
 use crate::switchboard::{Lines, Link, Switchboard};
@@ -58,7 +58,7 @@ impl ClusterReplay {
             let instance = InstanceId(index);
             let peers = Box::new(Link { instance, switchboard: Arc::downgrade(&switchboard) });
             engine.join(Membership { instance, peers, leases });
-            engine.set_waker(Waker::from(Arc::new(Unpark(thread::current()))));
+            engine.set_waker(unpark_this_thread());
             (engine, Wake::Idle)
         };
         let engines = (0..).zip(instances).map(join).collect();
@@ -157,23 +157,6 @@ impl ClusterReplay {
         }
         while self.step(Time::MAX) {}
         streams.sort_by_key(|(index, _)| *index);
-        streams.into_iter().map(|(_, mut stream)| taken(&mut stream)).collect()
-    }
-}
-
-/// Returns all that a stream has.
-fn taken(stream: &mut OutputStream) -> SeqOutput {
-    match stream.poll_next(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(Some(output)) => output,
-        Poll::Ready(None) | Poll::Pending => SeqOutput::default(),
-    }
-}
-
-/// Wakes by unparking a thread.
-struct Unpark(Thread);
-
-impl Waking for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
+        streams.into_iter().map(|(_, mut stream)| stream.take()).collect()
     }
 }

@@ -69,6 +69,10 @@ impl Switchboard {
         drop(self.lines.send(lease.instance, Command::Release(lease.seq)));
     }
 
+    pub(crate) fn begin_requests(&self) -> Vec<bool> {
+        self.directory().begin_requests()
+    }
+
     pub(crate) fn cancel(&self, id: SeqId) {
         let mut directory = self.directory();
         if let Some(instance) = directory.cancel(id) {

@@ -1,14 +1,19 @@
 //! Wherever a sequence runs, and whatever is lost meanwhile: its tokens are those of one engine, and all blocks come back.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use stallfree_cluster::{ClusterReplay, DISPATCH_POLICIES, Role, Start, build, roles};
-use stallfree_core::{BatchId, FinishReason, InstanceId, KvGeometry, LeaseBook, Request, Time};
-use stallfree_engine::{OutputStream, SeqOutput};
+use stallfree_cluster::{Cluster, ClusterReplay, DISPATCH_POLICIES, Role, Start, build, roles};
+use stallfree_core::{
+    BatchId, Clock, FinishReason, InstanceId, KvGeometry, LeaseBook, Request, Time, WallClock,
+};
+use stallfree_engine::{EngineHandle as _, OutputStream, SeqOutput, SubmitError};
 use stallfree_scheduler::{POLICIES, SchedulerConfig};
 use stallfree_testkit::equivalence::{Case, engine};
-use stallfree_testkit::{Fault, Language, MockConfig, MockExecutor, MockNetwork, greedy, traffic};
+use stallfree_testkit::{
+    Fault, Language, MockConfig, MockExecutor, MockNetwork, Pace, greedy, traffic,
+};
 
 const BLOCK_SIZE: usize = 4;
 const MAX_MODEL_LEN: usize = 64;
@@ -146,6 +151,37 @@ fn readers_hear_of_the_end_of_all_instances() {
         assert!(output.error.is_some(), "{output:?}");
     }
     deployment.check_empty(&replay);
+}
+
+/// A deployment whose prefill instances have as many waiting as may wait takes no more, however idle the others are.
+#[test]
+fn requests_are_refused_where_prefill_instances_are_full() {
+    let kv = KvGeometry { num_blocks: 40, block_size: BLOCK_SIZE };
+    let start = |role, fault| {
+        let mut case = Deployment::new(2, 1).case;
+        case.limits.max_num_seqs = 1;
+        let config = MockConfig { kv, pace: Pace::Real, fault, ..MockConfig::default() };
+        Start {
+            engine: engine(&case, MockExecutor::boxed(config)),
+            role,
+            leases: LeaseBook::default(),
+        }
+    };
+    let hangs = Some(Fault::Hangs(BatchId(0)));
+    let instances = vec![start(Role::Prefill, hangs), start(Role::Decode, None)];
+    let clock: Arc<dyn Clock> = Arc::new(WallClock::start());
+    let policy = build(DISPATCH_POLICIES[0].name).expect("a policy");
+    let cluster = Cluster::spawn(instances, policy, &clock, 2).expect("threads");
+    let mut streams = Vec::new();
+    // One may run and two may wait; the first is counted among those until it runs.
+    let refused = (0..4).find_map(|i| match cluster.submit(greedy(vec![i + 1; 8], 4)) {
+        Ok(stream) => {
+            streams.push(stream);
+            None
+        }
+        Err(error) => Some(error),
+    });
+    assert!(matches!(refused, Some(SubmitError::QueueFull { waiting: 2, .. })), "{refused:?}");
 }
 
 /// A client: when it comes, what it asks, and when it leaves if it does not wait for the end.

@@ -24,6 +24,6 @@ pub use handle::{
     Admission, EngineHandle, EngineInfo, EngineStats, Finished, Health, OutputToken, SeqOutput,
     SeqTimes, StepChunk, StepObserver, StepRecord, SubmitError,
 };
-pub use output::{OutputSender, OutputStream, output_stream};
+pub use output::{OutputSender, OutputStream, output_stream, unpark_this_thread};
 pub use replay::Replay;
 pub use threaded::ThreadedEngine;

@@ -103,13 +103,21 @@ impl OutputStream {
 
     /// As [`next`](Self::next), but blocks the calling thread.
     pub fn blocking_next(&mut self) -> Option<SeqOutput> {
-        let waker = Waker::from(Arc::new(Unpark(thread::current())));
+        let waker = unpark_this_thread();
         let mut cx = Context::from_waker(&waker);
         loop {
             match self.poll_next(&mut cx) {
                 Poll::Ready(output) => return output,
                 Poll::Pending => thread::park(),
             }
+        }
+    }
+
+    /// Returns all that there is, without waiting.
+    pub fn take(&mut self) -> SeqOutput {
+        match self.poll_next(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Some(output)) => output,
+            Poll::Ready(None) | Poll::Pending => SeqOutput::default(),
         }
     }
 
@@ -146,9 +154,15 @@ impl fmt::Debug for OutputStream {
     }
 }
 
+/// Returns a waker that unparks the calling thread.
+#[must_use]
+pub fn unpark_this_thread() -> Waker {
+    Waker::from(Arc::new(Unpark(thread::current())))
+}
+
 /// Wakes by unparking a thread.
 #[derive(Debug)]
-pub(crate) struct Unpark(pub(crate) Thread);
+struct Unpark(Thread);
 
 impl Wake for Unpark {
     fn wake(self: Arc<Self>) {

@@ -5,12 +5,11 @@
 //! it is done, it waits for it, and time does not pass meanwhile.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Waker};
 use std::thread;
 
 use stallfree_core::{Request, SeqId, Time};
 
-use crate::output::Unpark;
+use crate::output::unpark_this_thread;
 use crate::{Command, Engine, OutputStream, SeqOutput, Wake, output_stream};
 
 /// An engine and its virtual time.
@@ -26,7 +25,7 @@ impl Replay {
     /// Starts at time zero.
     #[must_use]
     pub fn new(mut engine: Engine) -> Self {
-        engine.set_waker(Waker::from(Arc::new(Unpark(thread::current()))));
+        engine.set_waker(unpark_this_thread());
         Self { engine, now: Time::ZERO, next_seq: 0, inbox: Arc::default() }
     }
 
@@ -90,15 +89,7 @@ impl Replay {
         }
         while self.step(Time::MAX) {}
         streams.sort_by_key(|(index, _)| *index);
-        streams.into_iter().map(|(_, mut stream)| taken(&mut stream)).collect()
-    }
-}
-
-/// Returns all that a stream has.
-fn taken(stream: &mut OutputStream) -> SeqOutput {
-    match stream.poll_next(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(Some(output)) => output,
-        Poll::Ready(None) | Poll::Pending => SeqOutput::default(),
+        streams.into_iter().map(|(_, mut stream)| stream.take()).collect()
     }
 }
 

@@ -9,14 +9,13 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Waker;
 use std::thread::{self, JoinHandle, Thread};
 use std::time::Duration;
 
 use stallfree_core::{Clock, Request, SeqId, Time, TokenId};
 
 use crate::heartbeat::Heartbeat;
-use crate::output::Unpark;
+use crate::output::unpark_this_thread;
 use crate::vocabulary::Vocabulary;
 use crate::{
     Command, Engine, EngineHandle, EngineInfo, EngineStats, HandedOver, Health, OutputStream,
@@ -217,7 +216,7 @@ impl Shared {
 
     /// Steps until the engine fails or is told to quit.
     fn run(&self, engine: &mut Engine) {
-        engine.set_waker(Waker::from(Arc::new(Unpark(thread::current()))));
+        engine.set_waker(unpark_this_thread());
         let mut pace = Pace::default();
         let mut inbox = Vec::new();
         loop {

@@ -117,10 +117,4 @@ impl Planner {
     pub fn awaits_fetches(&self) -> bool {
         self.state.queues.num_fetching > 0 || !self.state.reserved.landing.is_empty()
     }
-
-    /// Returns how many sequences' blocks are kept for others.
-    #[must_use]
-    pub fn num_kept(&self) -> usize {
-        self.state.reserved.kept.len()
-    }
 }

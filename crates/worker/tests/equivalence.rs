@@ -3,8 +3,6 @@
 #![expect(clippy::unwrap_used, reason = "a test fails where it may")]
 
 use std::sync::Arc;
-use std::task::{Wake, Waker};
-use std::thread::Thread;
 
 use serde_json::json;
 use stallfree_cluster::{ClusterReplay, Role, Start};
@@ -13,7 +11,9 @@ use stallfree_core::{
     Batch, BatchId, Executor, InstanceId, KvGeometry, LeaseBook, Request, SamplingParams, SeqId,
     StopRules, Time, TokenId,
 };
-use stallfree_engine::{Command, Engine, EngineInfo, OutputStream, SeqOutput, output_stream};
+use stallfree_engine::{
+    Command, Engine, EngineInfo, OutputStream, SeqOutput, output_stream, unpark_this_thread,
+};
 use stallfree_kernels::Backend as _;
 use stallfree_kernels::cpu::{CpuBackend, CpuConfig};
 use stallfree_models::tiny::TinyModel;
@@ -36,14 +36,6 @@ struct Case {
     prefix_caching: bool,
     /// How many of the prompts are run.
     num_prompts: usize,
-}
-
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
 }
 
 fn executor(architecture: &str, parallel: Parallel, num_blocks: usize) -> ThreadExecutor {
@@ -105,7 +97,7 @@ fn engine(case: &Case, executor: ThreadExecutor) -> Engine {
     };
     let planner = Planner::new(config, kv, case.policy).unwrap();
     let mut engine = Engine::new(planner, Box::new(executor), None, info);
-    engine.set_waker(Waker::from(Arc::new(Unpark(std::thread::current()))));
+    engine.set_waker(unpark_this_thread());
     engine
 }
 
