@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use stallfree_cluster::{Cluster, Role, Start};
+use stallfree_cluster::{Cluster, ClusterConfig, Role, Start};
 use stallfree_core::{Clock, Executor, InstanceId, LeaseBook, WallClock};
 use stallfree_engine::{Engine, EngineHandle, EngineInfo, StepObserver, ThreadedEngine};
 use stallfree_kernels::cpu::CpuConfig;
@@ -174,7 +174,8 @@ fn drive(starts: Vec<Start>, config: &DeploymentConfig) -> Result<Arc<dyn Engine
     let max_waiting = config.instances.first().map_or(0, |(_, config)| config.max_num_waiting);
     if starts.len() > 1 {
         let dispatch = stallfree_cluster::build(&config.dispatch)?;
-        return Ok(Arc::new(Cluster::spawn(starts, dispatch, &clock, max_waiting)?));
+        let config = ClusterConfig { dispatch, clock, max_waiting, gate: None };
+        return Ok(Arc::new(Cluster::spawn(starts, config)?));
     }
     let start = starts.into_iter().next().context("a deployment needs an instance")?;
     Ok(Arc::new(ThreadedEngine::spawn(start.engine, clock, max_waiting)?))

@@ -1,19 +1,22 @@
-//! Drives a deployment to serve: an engine a thread.
+//! Drives a deployment to serve: an engine a thread, of this process or of another.
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use stallfree_core::{Clock, InstanceId, LeaseBook, Request, SeqId, Time};
 use stallfree_engine::{
-    Command, Engine, EngineHandle, EngineInfo, EngineStats, HandedOver, Health, LEASE, Membership,
+    Engine, EngineHandle, EngineInfo, EngineStats, HandedOver, Health, LEASE, Membership,
     OutputStream, SubmitError, ThreadedEngine, output_stream,
 };
 
-use crate::switchboard::{Lines, Link, Switchboard};
+use crate::instance::Instances;
+use crate::remote::GateConfig;
+use crate::remote::gate::{Deployment, Gate, OpenGate};
+use crate::switchboard::{Link, Switchboard};
 use crate::{Directory, Dispatch, Role};
 
 /// An instance to be.
@@ -27,57 +30,64 @@ pub struct Start {
     pub leases: LeaseBook,
 }
 
+/// How a deployment serves.
+pub struct ClusterConfig {
+    /// Who gets a sequence.
+    pub dispatch: Box<dyn Dispatch>,
+    /// The deployment's time.
+    pub clock: Arc<dyn Clock>,
+    /// At most so many sequences wait on each instance; further ones are refused.
+    pub max_waiting: usize,
+    /// How instances in other processes join, if they may.
+    pub gate: Option<GateConfig>,
+}
+
 /// Engines that serve as one.
 pub struct Cluster {
     switchboard: Arc<Switchboard>,
-    engines: Engines,
+    instances: Instances,
     info: EngineInfo,
+    clock: Arc<dyn Clock>,
     next_seq: AtomicU64,
     heartbeat: Option<JoinHandle<()>>,
-}
-
-/// Set once all have started; until then there is nothing to send.
-type Engines = Arc<OnceLock<Vec<ThreadedEngine>>>;
-
-struct Threads(Engines);
-
-impl Lines for Threads {
-    fn send(&self, to: InstanceId, command: Command) -> Result<(), Command> {
-        match self.0.get().and_then(|engines| engines.get(to.0 as usize)) {
-            Some(engine) => engine.send(command),
-            None => Err(command),
-        }
-    }
+    _gate: Option<OpenGate>,
 }
 
 impl Cluster {
-    /// Starts the engines' threads. At most `max_waiting` sequences wait on each; further ones are refused.
+    /// Starts the engines' threads, and waits for as many instances in other processes as the gate is to wait for.
     ///
     /// # Errors
     /// There is no instance, two of them have blocks of different sizes, or the system refuses a thread.
-    pub fn spawn(
-        instances: Vec<Start>,
-        dispatch: Box<dyn Dispatch>,
-        clock: &Arc<dyn Clock>,
-        max_waiting: usize,
-    ) -> io::Result<Self> {
-        let roles: Vec<Role> = instances.iter().map(|start| start.role).collect();
-        let infos: Vec<EngineInfo> =
-            instances.iter().map(|start| start.engine.info().clone()).collect();
-        let info = combine(&infos).map_err(|reason| io::Error::other(reason.to_owned()))?;
-        let engines: Engines = Arc::default();
+    pub fn spawn(local: Vec<Start>, config: ClusterConfig) -> io::Result<Self> {
+        let ClusterConfig { dispatch, clock, max_waiting, gate } = config;
+        let roles: Vec<Role> = local.iter().map(|start| start.role).collect();
+        let mut infos: Vec<EngineInfo> =
+            local.iter().map(|start| start.engine.info().clone()).collect();
+        let instances = Instances::default();
         let directory = Directory::new(&roles, dispatch);
-        let switchboard = Switchboard::new(directory, Box::new(Threads(Arc::clone(&engines))));
-        let spawn = |(index, start): (u32, Start)| {
+        let switchboard = Switchboard::new(directory, Box::new(instances.clone()));
+        for (index, start) in (0..).zip(local) {
             let Start { mut engine, leases, .. } = start;
             let instance = InstanceId(index);
             let peers = Box::new(Link { instance, switchboard: Arc::downgrade(&switchboard) });
             engine.join(Membership { instance, peers, leases });
-            ThreadedEngine::spawn(engine, Arc::clone(clock), max_waiting)
+            let engine = ThreadedEngine::spawn(engine, Arc::clone(&clock), max_waiting)?;
+            instances.push(Arc::new(engine));
+        }
+        let deployment = Deployment {
+            switchboard: Arc::downgrade(&switchboard),
+            instances: instances.clone(),
+            clock: Arc::clone(&clock),
+            max_waiting,
         };
-        let started: io::Result<Vec<_>> = (0..).zip(instances).map(spawn).collect();
-        // The only one to set it.
-        drop(engines.set(started?));
+        let gate = gate.map(|config| Gate::open(config, deployment)).transpose()?;
+        let (open, founders) =
+            gate.map_or((None, Vec::new()), |(open, founders)| (Some(open), founders));
+        infos.extend(founders);
+        let info = combine(&infos).map_err(|reason| io::Error::other(reason.to_owned()))?;
+        if let Some(gate) = &open {
+            gate.promise(&info);
+        }
         let keeper = Arc::downgrade(&switchboard);
         let heartbeat =
             thread::Builder::new().name("stallfree-leases".to_owned()).spawn(move || {
@@ -87,12 +97,15 @@ impl Cluster {
                     thread::park_timeout(LEASE / 3);
                 }
             })?;
-        let next_seq = AtomicU64::new(0);
-        Ok(Self { switchboard, engines, info, next_seq, heartbeat: Some(heartbeat) })
-    }
-
-    fn engines(&self) -> &[ThreadedEngine] {
-        self.engines.get().map_or(&[], Vec::as_slice)
+        Ok(Self {
+            switchboard,
+            instances,
+            info,
+            clock,
+            next_seq: AtomicU64::new(0),
+            heartbeat: Some(heartbeat),
+            _gate: open,
+        })
     }
 }
 
@@ -118,12 +131,13 @@ fn combine(infos: &[EngineInfo]) -> Result<EngineInfo, &'static str> {
 
 impl EngineHandle for Cluster {
     fn submit(&self, request: Request) -> Result<OutputStream, SubmitError> {
-        let mut refused = SubmitError::Dead("no instance has started".to_owned());
+        let mut refused = SubmitError::Dead("every instance is lost".to_owned());
         let mut takes = false;
-        for (engine, begins) in self.engines().iter().zip(self.switchboard.begin_requests()) {
-            engine.check(&request.prompt)?;
+        for (instance, begins) in self.instances.all().iter().zip(self.switchboard.begin_requests())
+        {
+            instance.limits().check(&request.prompt)?;
             // Room where nobody begins is of no use: decode instances get what was prefilled, however long the queue before that.
-            match engine.check_queue() {
+            match instance.check_queue() {
                 Ok(()) => takes |= begins,
                 Err(error) if begins => refused = error,
                 Err(_) => {}
@@ -145,7 +159,7 @@ impl EngineHandle for Cluster {
 
     fn stats(&self) -> EngineStats {
         let mut sum = EngineStats::default();
-        for stats in self.engines().iter().map(EngineHandle::stats) {
+        for stats in self.instances.all().iter().map(|instance| instance.stats()) {
             sum.num_running += stats.num_running;
             sum.num_waiting += stats.num_waiting;
             sum.num_used_blocks += stats.num_used_blocks;
@@ -164,19 +178,16 @@ impl EngineHandle for Cluster {
     fn health(&self) -> Health {
         let mut late = Duration::ZERO;
         let mut dead = None;
-        let mut num_dead = 0;
-        for engine in self.engines() {
-            match engine.health() {
-                Health::Healthy => {}
-                Health::Late { since } => late = late.max(since),
-                Health::Dead(reason) => {
-                    num_dead += 1;
-                    dead = Some(reason);
-                }
+        let mut lives = false;
+        for instance in self.instances.all() {
+            match instance.health() {
+                Health::Healthy => lives = true,
+                Health::Late { since } => (lives, late) = (true, late.max(since)),
+                Health::Dead(reason) => dead = Some(reason),
             }
         }
         match dead {
-            Some(reason) if num_dead == self.engines().len() => Health::Dead(reason),
+            Some(reason) if !lives => Health::Dead(reason),
             _ if late > Duration::ZERO => Health::Late { since: late },
             _ => Health::Healthy,
         }
@@ -187,11 +198,11 @@ impl EngineHandle for Cluster {
     }
 
     fn now(&self) -> Time {
-        self.engines().first().map_or(Time::ZERO, EngineHandle::now)
+        self.clock.now()
     }
 
     fn drain(&self) {
-        self.engines().iter().for_each(EngineHandle::drain);
+        self.instances.all().iter().for_each(|instance| instance.drain());
     }
 }
 
@@ -207,5 +218,11 @@ impl Drop for Cluster {
 impl fmt::Debug for Cluster {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Cluster").field("info", &self.info).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for ClusterConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClusterConfig").field("dispatch", &self.dispatch).finish_non_exhaustive()
     }
 }

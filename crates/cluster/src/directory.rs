@@ -16,7 +16,7 @@ pub struct Member {
     pub instance: InstanceId,
     /// What it is for.
     pub role: Role,
-    /// Whether it is lost.
+    /// Whether it is lost, or not there yet.
     pub is_lost: bool,
     /// Its sequences.
     pub num_seqs: usize,
@@ -60,16 +60,34 @@ impl Directory {
     /// Makes the books of as many instances as there are roles.
     #[must_use]
     pub fn new(roles: &[Role], dispatch: Box<dyn Dispatch>) -> Self {
-        let member = |(index, &role): (u32, &Role)| Member {
-            instance: InstanceId(index),
+        let (seqs, leases) = (SeqMap::default(), SeqMap::default());
+        let mut directory = Self { members: Vec::new(), seqs, leases, dispatch };
+        for &role in roles {
+            let instance = directory.reserve(role);
+            directory.enter(instance);
+        }
+        directory
+    }
+
+    /// Gives another instance its number. It is given nothing until it [enters](Self::enter).
+    pub(crate) fn reserve(&mut self, role: Role) -> InstanceId {
+        let instance = InstanceId(u32::try_from(self.members.len()).unwrap_or(u32::MAX));
+        self.members.push(Member {
+            instance,
             role,
-            is_lost: false,
+            is_lost: true,
             num_seqs: 0,
             num_tokens: 0,
             num_uncomputed: 0,
-        };
-        let members = (0..).zip(roles).map(member).collect();
-        Self { members, seqs: SeqMap::default(), leases: SeqMap::default(), dispatch }
+        });
+        instance
+    }
+
+    /// Takes note that an instance is there.
+    pub(crate) fn enter(&mut self, instance: InstanceId) {
+        if let Some(member) = self.members.get_mut(instance.0 as usize) {
+            member.is_lost = false;
+        }
     }
 
     /// Returns, for each instance, whether requests begin there: where they are prefilled, or anywhere if no such instance is left.

@@ -9,12 +9,15 @@
 mod cluster;
 mod directory;
 mod dispatch;
+mod instance;
+mod remote;
 mod replay;
 mod role;
 mod switchboard;
 
-pub use cluster::{Cluster, Start};
+pub use cluster::{Cluster, ClusterConfig, Start};
 pub use directory::{Directory, Member};
 pub use dispatch::{DISPATCH_POLICIES, Dispatch, DispatchPolicy, SeqView, UnknownPolicy, build};
+pub use remote::{Agreement, GateConfig, JoinConfig, JoinError, Joined, Neighbours, join};
 pub use replay::ClusterReplay;
 pub use role::{Role, roles};

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use stallfree_cluster::{Cluster, ClusterReplay, DISPATCH_POLICIES, Role, Start, build, roles};
+use stallfree_cluster::{
+    Cluster, ClusterConfig, ClusterReplay, DISPATCH_POLICIES, Role, Start, build, roles,
+};
 use stallfree_core::{
     BatchId, Clock, FinishReason, InstanceId, KvGeometry, LeaseBook, Request, Time, WallClock,
 };
@@ -171,7 +173,8 @@ fn requests_are_refused_where_prefill_instances_are_full() {
     let instances = vec![start(Role::Prefill, hangs), start(Role::Decode, None)];
     let clock: Arc<dyn Clock> = Arc::new(WallClock::start());
     let policy = build(DISPATCH_POLICIES[0].name).expect("a policy");
-    let cluster = Cluster::spawn(instances, policy, &clock, 2).expect("threads");
+    let config = ClusterConfig { dispatch: policy, clock, max_waiting: 2, gate: None };
+    let cluster = Cluster::spawn(instances, config).expect("threads");
     let mut streams = Vec::new();
     // One may run and two may wait; the first is counted among those until it runs.
     let refused = (0..4).find_map(|i| match cluster.submit(greedy(vec![i + 1; 8], 4)) {

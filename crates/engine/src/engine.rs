@@ -19,10 +19,9 @@ use stallfree_scheduler::{Plan, Planner, Sequence};
 use crate::batch_builder::BatchBuilder;
 use crate::record::{InFlight, observe};
 use crate::state::{After, News, SeqState};
-use crate::vocabulary::Vocabulary;
 use crate::{
-    Command, EngineInfo, EngineStats, HandedOver, Membership, OutputToken, StepObserver, Until,
-    Wake,
+    Command, EngineInfo, EngineStats, HandedOver, Membership, OutputToken, PromptLimits,
+    StepObserver, Until, Wake,
 };
 
 /// How often the books are checked at most.
@@ -120,7 +119,7 @@ impl Engine {
         }
         let HandedOver { id, request, arrived, output_tokens, kv, output, progress } = seq;
         let kv = self.reclaim(kv);
-        if let Err(error) = self.vocabulary().check(&request.prompt) {
+        if let Err(error) = self.limits().check(&request.prompt) {
             return output.fail(&error.to_string());
         }
         let Request { prompt, sampling, stop, priority } = request;
@@ -253,6 +252,9 @@ impl Engine {
                 }
             }
         }
+        if let Some(membership) = &mut self.membership {
+            membership.peers.told_all();
+        }
     }
 
     fn wake(&self) -> Wake {
@@ -336,10 +338,13 @@ impl Engine {
         &self.stats
     }
 
-    /// Returns which tokens prompts may have.
+    /// Returns which prompts it takes.
     #[must_use]
-    pub(crate) fn vocabulary(&self) -> Vocabulary {
-        Vocabulary(self.executor.vocab_size())
+    pub fn limits(&self) -> PromptLimits {
+        PromptLimits {
+            max_model_len: self.info.max_model_len,
+            vocab_size: self.executor.vocab_size(),
+        }
     }
 
     /// Returns how many sequences have ended, ever.

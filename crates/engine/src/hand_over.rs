@@ -66,6 +66,9 @@ pub trait Peers: Send {
 
     /// Takes note that a sequence has ended here.
     fn ended(&mut self, seq: SeqId);
+
+    /// Takes note that this is all of a step: readers and peers have been told what there is to tell.
+    fn told_all(&mut self) {}
 }
 
 /// An engine's place among others.

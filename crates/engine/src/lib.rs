@@ -11,11 +11,11 @@ mod hand_over;
 mod handle;
 mod heartbeat;
 mod output;
+mod prompt_limits;
 mod record;
 mod replay;
 mod state;
 mod threaded;
-mod vocabulary;
 
 pub use command::{Command, Until, Wake};
 pub use engine::Engine;
@@ -25,5 +25,6 @@ pub use handle::{
     SeqTimes, StepChunk, StepObserver, StepRecord, SubmitError,
 };
 pub use output::{OutputSender, OutputStream, output_stream, unpark_this_thread};
+pub use prompt_limits::PromptLimits;
 pub use replay::Replay;
 pub use threaded::ThreadedEngine;

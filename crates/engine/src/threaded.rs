@@ -12,14 +12,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::Duration;
 
-use stallfree_core::{Clock, Request, SeqId, Time, TokenId};
+use stallfree_core::{Clock, Request, SeqId, Time};
 
 use crate::heartbeat::Heartbeat;
 use crate::output::unpark_this_thread;
-use crate::vocabulary::Vocabulary;
 use crate::{
     Command, Engine, EngineHandle, EngineInfo, EngineStats, HandedOver, Health, OutputStream,
-    SubmitError, Wake, output_stream,
+    PromptLimits, SubmitError, Wake, output_stream,
 };
 
 /// A step that takes no longer than this is never late.
@@ -36,7 +35,7 @@ pub struct ThreadedEngine {
 
 struct Shared {
     info: EngineInfo,
-    vocabulary: Vocabulary,
+    limits: PromptLimits,
     max_waiting: usize,
     clock: Arc<dyn Clock>,
     next_seq: AtomicU64,
@@ -67,7 +66,7 @@ impl ThreadedEngine {
     pub fn spawn(engine: Engine, clock: Arc<dyn Clock>, max_waiting: usize) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             info: engine.info().clone(),
-            vocabulary: engine.vocabulary(),
+            limits: engine.limits(),
             max_waiting,
             clock,
             next_seq: AtomicU64::new(0),
@@ -82,19 +81,16 @@ impl ThreadedEngine {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// Checks that a prompt can ever run.
-    ///
-    /// # Errors
-    /// It is empty, too long, or has a token that the model does not know.
-    pub fn check(&self, prompt: &[TokenId]) -> Result<(), SubmitError> {
-        let limit = self.shared.info.max_model_len;
-        if prompt.is_empty() {
-            return Err(SubmitError::Empty);
-        }
-        if prompt.len() >= limit {
-            return Err(SubmitError::TooLong { prompt: prompt.len(), limit });
-        }
-        self.shared.vocabulary.check(prompt)
+    /// Returns which prompts it takes.
+    #[must_use]
+    pub fn limits(&self) -> PromptLimits {
+        self.shared.limits
+    }
+
+    /// Returns about how long the queue takes to become empty; between a second and a minute.
+    #[must_use]
+    pub fn retry_after(&self) -> Duration {
+        self.shared.lock().retry_after()
     }
 
     /// Checks that another request would be taken now.
@@ -122,7 +118,7 @@ impl ThreadedEngine {
 impl EngineHandle for ThreadedEngine {
     fn submit(&self, request: Request) -> Result<OutputStream, SubmitError> {
         let shared = &self.shared;
-        self.check(&request.prompt)?;
+        shared.limits.check(&request.prompt)?;
         let mut state = shared.lock();
         state.check(shared.max_waiting)?;
         let id = SeqId(shared.next_seq.fetch_add(1, Ordering::Relaxed));

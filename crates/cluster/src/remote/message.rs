@@ -1,0 +1,383 @@
+//! What goes over the wire between a server and its instances, as protocol buffers.
+//!
+//! The messages are derived from these types, so that building needs no compiler of protocol buffers. Both ends are of one version,
+//! which is checked when an instance joins. Times are nanoseconds on the deployment's clock.
+
+use prost::{Enumeration, Message, Oneof};
+
+/// From the server to an instance: all that there is to tell, or nothing, which shows that the server is alive.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct ToInstance {
+    /// Counts messages from 1.
+    #[prost(uint64, tag = "1")]
+    pub(crate) number: u64,
+    /// When it was sent.
+    #[prost(uint64, tag = "2")]
+    pub(crate) now: u64,
+    #[prost(message, repeated, tag = "3")]
+    pub(crate) orders: Vec<Order>,
+}
+
+/// From an instance to its server: the news of a step, or none, which shows that the instance is alive.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct FromInstance {
+    /// Counts messages from 1.
+    #[prost(uint64, tag = "1")]
+    pub(crate) number: u64,
+    #[prost(message, repeated, tag = "2")]
+    pub(crate) news: Vec<News>,
+    /// Absent while the model is being loaded.
+    #[prost(message, optional, tag = "3")]
+    pub(crate) report: Option<Report>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Order {
+    #[prost(oneof = "OrderKind", tags = "1, 2, 3, 4, 5, 6, 7")]
+    pub(crate) kind: Option<OrderKind>,
+}
+
+#[derive(Clone, PartialEq, Oneof)]
+pub(crate) enum OrderKind {
+    /// The first: it belongs to the deployment.
+    #[prost(message, tag = "1")]
+    Welcome(Welcome),
+    #[prost(message, tag = "2")]
+    Run(Box<Run>),
+    /// End this sequence.
+    #[prost(uint64, tag = "3")]
+    Cancel(u64),
+    /// Free what is kept of this sequence.
+    #[prost(uint64, tag = "4")]
+    Release(u64),
+    #[prost(message, tag = "5")]
+    Renew(Seqs),
+    /// There is another instance.
+    #[prost(message, tag = "6")]
+    Came(Neighbour),
+    /// This one is gone.
+    #[prost(uint32, tag = "7")]
+    Left(u32),
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct News {
+    #[prost(oneof = "NewsKind", tags = "1, 2, 3, 4, 5, 6")]
+    pub(crate) kind: Option<NewsKind>,
+}
+
+#[derive(Clone, PartialEq, Oneof)]
+pub(crate) enum NewsKind {
+    /// The first: somebody wants to join.
+    #[prost(message, tag = "1")]
+    Hello(Hello),
+    /// The model is loaded.
+    #[prost(message, tag = "2")]
+    Ready(Ready),
+    #[prost(message, tag = "3")]
+    Output(Box<Output>),
+    #[prost(message, tag = "4")]
+    HandOver(HandOver),
+    /// What another instance keeps is needed no more.
+    #[prost(message, tag = "5")]
+    Release(Lease),
+    /// The last: the instance ends, and why.
+    #[prost(string, tag = "6")]
+    Lost(String),
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Hello {
+    #[prost(message, required, tag = "1")]
+    pub(crate) agreement: Agreed,
+    #[prost(enumeration = "Role", tag = "2")]
+    pub(crate) role: i32,
+    /// Where its KV is read, in the words of the transport.
+    #[prost(bytes = "vec", tag = "3")]
+    pub(crate) kv_address: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(crate) struct Agreed {
+    #[prost(string, tag = "1")]
+    pub(crate) version: String,
+    #[prost(string, tag = "2")]
+    pub(crate) model: String,
+    #[prost(uint64, tag = "3")]
+    pub(crate) vocab_size: u64,
+    #[prost(uint64, tag = "4")]
+    pub(crate) block_size: u64,
+    #[prost(string, tag = "5")]
+    pub(crate) kv_type: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Enumeration)]
+#[repr(i32)]
+pub(crate) enum Role {
+    Mixed = 0,
+    Prefill = 1,
+    Decode = 2,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Welcome {
+    /// The instance's number.
+    #[prost(uint32, tag = "1")]
+    pub(crate) instance: u32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Neighbour {
+    #[prost(uint32, tag = "1")]
+    pub(crate) instance: u32,
+    #[prost(bytes = "vec", tag = "2")]
+    pub(crate) kv_address: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Ready {
+    #[prost(string, tag = "1")]
+    pub(crate) scheduler: String,
+    #[prost(uint64, tag = "2")]
+    pub(crate) max_model_len: u64,
+    #[prost(uint64, tag = "3")]
+    pub(crate) num_blocks: u64,
+    #[prost(bool, tag = "4")]
+    pub(crate) enable_prefix_caching: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Report {
+    /// How many sequences it has been given.
+    #[prost(uint64, tag = "1")]
+    pub(crate) num_taken: u64,
+    #[prost(uint64, tag = "2")]
+    pub(crate) num_running: u64,
+    #[prost(uint64, tag = "3")]
+    pub(crate) num_waiting: u64,
+    #[prost(uint64, tag = "4")]
+    pub(crate) num_used_blocks: u64,
+    #[prost(uint64, tag = "5")]
+    pub(crate) num_blocks: u64,
+    #[prost(uint64, tag = "6")]
+    pub(crate) prompt_tokens: u64,
+    #[prost(uint64, tag = "7")]
+    pub(crate) generation_tokens: u64,
+    #[prost(uint64, tag = "8")]
+    pub(crate) prefix_cache_queries: u64,
+    #[prost(uint64, tag = "9")]
+    pub(crate) prefix_cache_hits: u64,
+    #[prost(uint64, tag = "10")]
+    pub(crate) num_preemptions: u64,
+    #[prost(uint64, tag = "11")]
+    pub(crate) num_steps: u64,
+    /// For how long its step has been late.
+    #[prost(uint64, optional, tag = "12")]
+    pub(crate) late: Option<u64>,
+    /// How long its queue takes.
+    #[prost(uint64, tag = "13")]
+    pub(crate) retry_after: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Seqs {
+    #[prost(uint64, repeated, tag = "1")]
+    pub(crate) seqs: Vec<u64>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Run {
+    #[prost(uint64, tag = "1")]
+    pub(crate) seq: u64,
+    #[prost(message, required, tag = "2")]
+    pub(crate) request: Request,
+    #[prost(uint64, tag = "3")]
+    pub(crate) arrived: u64,
+    #[prost(uint32, repeated, tag = "4")]
+    pub(crate) output_tokens: Vec<u32>,
+    #[prost(message, optional, tag = "5")]
+    pub(crate) kv: Option<Lease>,
+    #[prost(message, required, tag = "6")]
+    pub(crate) progress: Progress,
+    /// To its next token only.
+    #[prost(bool, tag = "7")]
+    pub(crate) until_next_token: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Request {
+    #[prost(uint32, repeated, tag = "1")]
+    pub(crate) prompt: Vec<u32>,
+    #[prost(message, required, tag = "2")]
+    pub(crate) sampling: Sampling,
+    #[prost(uint64, tag = "3")]
+    pub(crate) max_tokens: u64,
+    #[prost(uint64, tag = "4")]
+    pub(crate) min_tokens: u64,
+    #[prost(uint32, repeated, tag = "5")]
+    pub(crate) stop_token_ids: Vec<u32>,
+    #[prost(sint32, tag = "6")]
+    pub(crate) priority: i32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Sampling {
+    #[prost(float, tag = "1")]
+    pub(crate) temperature: f32,
+    #[prost(uint32, tag = "2")]
+    pub(crate) top_k: u32,
+    #[prost(float, tag = "3")]
+    pub(crate) top_p: f32,
+    #[prost(float, tag = "4")]
+    pub(crate) min_p: f32,
+    #[prost(float, tag = "5")]
+    pub(crate) repetition_penalty: f32,
+    #[prost(float, tag = "6")]
+    pub(crate) presence_penalty: f32,
+    #[prost(float, tag = "7")]
+    pub(crate) frequency_penalty: f32,
+    #[prost(message, repeated, tag = "8")]
+    pub(crate) logit_bias: Vec<Bias>,
+    #[prost(uint32, repeated, tag = "9")]
+    pub(crate) allowed_token_ids: Vec<u32>,
+    #[prost(message, repeated, tag = "10")]
+    pub(crate) bad_words: Vec<Tokens>,
+    #[prost(uint64, tag = "11")]
+    pub(crate) seed: u64,
+    #[prost(uint32, optional, tag = "12")]
+    pub(crate) logprobs: Option<u32>,
+    #[prost(uint32, optional, tag = "13")]
+    pub(crate) prompt_logprobs: Option<u32>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Bias {
+    #[prost(uint32, tag = "1")]
+    pub(crate) token: u32,
+    #[prost(float, tag = "2")]
+    pub(crate) bias: f32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Tokens {
+    #[prost(uint32, repeated, tag = "1")]
+    pub(crate) tokens: Vec<u32>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Lease {
+    #[prost(uint32, tag = "1")]
+    pub(crate) instance: u32,
+    #[prost(uint64, tag = "2")]
+    pub(crate) seq: u64,
+    #[prost(uint64, tag = "3")]
+    pub(crate) num_tokens: u64,
+    #[prost(uint32, repeated, tag = "4")]
+    pub(crate) blocks: Vec<u32>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct HandOver {
+    #[prost(message, required, tag = "1")]
+    pub(crate) kv: Lease,
+    #[prost(message, required, tag = "2")]
+    pub(crate) progress: Progress,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Progress {
+    #[prost(message, required, tag = "1")]
+    pub(crate) times: Times,
+    #[prost(uint64, tag = "2")]
+    pub(crate) num_cached_tokens: u64,
+    #[prost(uint64, tag = "3")]
+    pub(crate) num_prompt_logprobs: u64,
+    #[prost(uint64, tag = "4")]
+    pub(crate) num_preemptions: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Times {
+    #[prost(uint64, tag = "1")]
+    pub(crate) arrived: u64,
+    #[prost(uint64, optional, tag = "2")]
+    pub(crate) scheduled: Option<u64>,
+    #[prost(uint64, optional, tag = "3")]
+    pub(crate) first_token: Option<u64>,
+    #[prost(uint64, optional, tag = "4")]
+    pub(crate) last_token: Option<u64>,
+    #[prost(uint64, tag = "5")]
+    pub(crate) finished: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Output {
+    #[prost(uint64, tag = "1")]
+    pub(crate) seq: u64,
+    #[prost(message, optional, tag = "2")]
+    pub(crate) admission: Option<Admission>,
+    #[prost(message, repeated, tag = "3")]
+    pub(crate) tokens: Vec<Token>,
+    #[prost(message, repeated, tag = "4")]
+    pub(crate) prompt_logprobs: Vec<Logprobs>,
+    #[prost(message, optional, tag = "5")]
+    pub(crate) finished: Option<Finished>,
+    #[prost(string, optional, tag = "6")]
+    pub(crate) error: Option<String>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Admission {
+    #[prost(uint64, tag = "1")]
+    pub(crate) at: u64,
+    #[prost(uint64, tag = "2")]
+    pub(crate) num_cached_tokens: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Token {
+    #[prost(uint32, tag = "1")]
+    pub(crate) token: u32,
+    #[prost(uint64, tag = "2")]
+    pub(crate) at: u64,
+    #[prost(message, repeated, tag = "3")]
+    pub(crate) logprobs: Vec<Logprob>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Logprobs {
+    #[prost(message, repeated, tag = "1")]
+    pub(crate) list: Vec<Logprob>,
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+pub(crate) struct Logprob {
+    #[prost(uint32, tag = "1")]
+    pub(crate) token: u32,
+    #[prost(float, tag = "2")]
+    pub(crate) logprob: f32,
+    #[prost(uint32, tag = "3")]
+    pub(crate) rank: u32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Finished {
+    #[prost(enumeration = "FinishReason", tag = "1")]
+    pub(crate) reason: i32,
+    #[prost(uint32, optional, tag = "2")]
+    pub(crate) stop_token: Option<u32>,
+    #[prost(message, required, tag = "3")]
+    pub(crate) times: Times,
+    #[prost(uint64, tag = "4")]
+    pub(crate) num_cached_tokens: u64,
+    #[prost(uint64, tag = "5")]
+    pub(crate) num_preemptions: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Enumeration)]
+#[repr(i32)]
+pub(crate) enum FinishReason {
+    Stop = 0,
+    Length = 1,
+    Abort = 2,
+}

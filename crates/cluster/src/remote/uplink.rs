@@ -1,0 +1,202 @@
+//! What an instance has for its server: outputs and hand-overs, in the order in which its engine told them, a message a step.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll, Wake, Waker};
+
+use stallfree_core::{KvLease, SeqId, SeqMap};
+use stallfree_engine::{
+    EngineHandle as _, HandedOver, Health, OutputSender, OutputStream, Peers, SeqOutput,
+    ThreadedEngine, output_stream,
+};
+use tokio::sync::{Notify, mpsc};
+
+use super::BEAT;
+use super::convert::{self, Load};
+use super::message::{FromInstance, HandOver, News, NewsKind, Report};
+
+/// What an instance has for its server.
+#[derive(Debug, Default)]
+pub(crate) struct Uplink {
+    state: Mutex<State>,
+    /// Set off when there is something to send.
+    told: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The readers' ends of what runs here.
+    streams: SeqMap<OutputStream>,
+    /// Those with output.
+    ready: Vec<SeqId>,
+    news: Vec<News>,
+    /// How many sequences came.
+    num_taken: u64,
+    engine: Option<Weak<ThreadedEngine>>,
+    /// Why there will be nothing more.
+    ended: Option<String>,
+}
+
+impl Uplink {
+    /// Every critical section leaves the state whole, so that a poisoned lock is as good as new.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a sequence's output go up from here.
+    pub(crate) fn open(self: &Arc<Self>, id: SeqId) -> OutputSender {
+        let (output, stream) = output_stream(id, || ());
+        let mut state = self.lock();
+        state.num_taken += 1;
+        state.streams.insert(id, stream);
+        // Registers to be woken.
+        self.take_output(&mut state, id);
+        output
+    }
+
+    /// Tells the server something.
+    pub(crate) fn tell(&self, news: NewsKind) {
+        self.lock().news.push(News { kind: Some(news) });
+        self.told.notify_one();
+    }
+
+    /// Reports on this engine from now on.
+    pub(crate) fn report_on(&self, engine: &Arc<ThreadedEngine>) {
+        self.lock().engine = Some(Arc::downgrade(engine));
+    }
+
+    /// Ends: the server is told why, after everything else.
+    pub(crate) fn end(&self, reason: &str) {
+        self.lock().ended.get_or_insert_with(|| reason.to_owned());
+        self.told.notify_one();
+    }
+
+    /// Moves a sequence's output to the news.
+    fn take_output(self: &Arc<Self>, state: &mut State, id: SeqId) {
+        let Some(stream) = state.streams.get_mut(&id) else { return };
+        let waker = Waker::from(Arc::new(Ready { uplink: Arc::downgrade(self), id }));
+        let mut cx = Context::from_waker(&waker);
+        let mut ends = false;
+        while let Poll::Ready(output) = stream.poll_next(&mut cx) {
+            let Some(output) = output else { break };
+            ends |= output.finished.is_some() || output.error.is_some();
+            state.news.push(output_news(id, output));
+        }
+        if ends {
+            state.streams.remove(&id);
+        }
+    }
+
+    /// Takes all that there is to send; and why it is the last, if it is.
+    fn drain(self: &Arc<Self>) -> (Vec<News>, Option<Report>, Option<String>) {
+        let (engine, num_taken) = {
+            let state = self.lock();
+            (state.engine.as_ref().and_then(Weak::upgrade), state.num_taken)
+        };
+        let report = engine.as_ref().map(|engine| report(engine, num_taken));
+        let health = engine.as_ref().map(|engine| engine.health());
+        let mut state = self.lock();
+        for id in std::mem::take(&mut state.ready) {
+            self.take_output(&mut state, id);
+        }
+        if let Some(Health::Dead(reason)) = health {
+            state.ended.get_or_insert(reason);
+        }
+        let ended = state.ended.clone();
+        let mut news = std::mem::take(&mut state.news);
+        if let Some(reason) = &ended {
+            news.push(News { kind: Some(NewsKind::Lost(reason.clone())) });
+        }
+        (news, report, ended)
+    }
+
+    /// Sends what there is, and something each second, until the instance ends or the server is gone. Returns why it ended.
+    ///
+    /// While a message is on its way, what comes is merged into one: a slow connection holds no engine up.
+    pub(crate) async fn send_all(
+        self: Arc<Self>,
+        out: mpsc::Sender<FromInstance>,
+    ) -> Option<String> {
+        for number in 2.. {
+            let _beat = tokio::time::timeout(BEAT, self.told.notified()).await;
+            let room = out.reserve().await.ok()?;
+            let (news, report, ended) = self.drain();
+            room.send(FromInstance { number, news, report });
+            if ended.is_some() {
+                return ended;
+            }
+        }
+        None
+    }
+}
+
+fn output_news(id: SeqId, output: SeqOutput) -> News {
+    News { kind: Some(NewsKind::Output(Box::new(convert::output_out(id, output)))) }
+}
+
+fn report(engine: &ThreadedEngine, num_taken: u64) -> Report {
+    let late = match engine.health() {
+        Health::Late { since } => Some(since),
+        Health::Healthy | Health::Dead(_) => None,
+    };
+    let load = Load { num_taken, late, retry_after: engine.retry_after() };
+    convert::report_out(&engine.stats(), load)
+}
+
+/// Takes note that a sequence has output.
+struct Ready {
+    uplink: Weak<Uplink>,
+    id: SeqId,
+}
+
+impl Wake for Ready {
+    fn wake(self: Arc<Self>) {
+        if let Some(uplink) = self.uplink.upgrade() {
+            uplink.lock().ready.push(self.id);
+        }
+    }
+}
+
+/// The other instances, as the engine of this process sees them: all of them are beyond the server.
+#[derive(Debug)]
+pub(crate) struct Beyond(pub(crate) Arc<Uplink>);
+
+impl Peers for Beyond {
+    fn take(&mut self, seq: HandedOver, lost: Option<&str>) {
+        let uplink = &self.0;
+        let mut state = uplink.lock();
+        // First what its reader is to get before others go on.
+        uplink.take_output(&mut state, seq.id);
+        state.streams.remove(&seq.id);
+        match (lost, seq.kv.as_deref()) {
+            // The server knows the sequence; that this instance is lost says all.
+            (Some(reason), _) => {
+                state.ended.get_or_insert_with(|| reason.to_owned());
+                uplink.told.notify_one();
+            }
+            (None, Some(kv)) => {
+                let (kv, progress) = (convert::lease_out(kv), convert::progress_out(&seq.progress));
+                state.news.push(News { kind: Some(NewsKind::HandOver(HandOver { kv, progress })) });
+            }
+            (None, None) => {
+                let error = Some("it was handed over without its KV".to_owned());
+                state.news.push(output_news(seq.id, SeqOutput { error, ..SeqOutput::default() }));
+            }
+        }
+        drop(state);
+    }
+
+    fn release(&mut self, lease: &KvLease) {
+        let news = NewsKind::Release(convert::lease_out(lease));
+        self.0.lock().news.push(News { kind: Some(news) });
+    }
+
+    /// The server sees it by the last output.
+    fn ended(&mut self, _seq: SeqId) {}
+
+    fn told_all(&mut self) {
+        let state = self.0.lock();
+        if !state.news.is_empty() || !state.ready.is_empty() {
+            self.0.told.notify_one();
+        }
+    }
+}
