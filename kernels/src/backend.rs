@@ -3,6 +3,7 @@
 use std::fmt::Debug;
 use std::ops::Range;
 
+use crate::cuda::CudaKv;
 use crate::{KernelError, SampleRows, Sampled, WeightTensor};
 
 /// A device that models run on.
@@ -52,6 +53,11 @@ pub trait Backend: Send {
 
     /// Returns how many bytes a head's keys and values of a layer take in a block: a piece.
     fn kv_piece_bytes(&self) -> usize;
+
+    /// Returns the KV cache, if it lies where others can copy from it and into it without this backend; `None` by default.
+    fn device_kv(&self) -> Option<CudaKv> {
+        None
+    }
 
     /// Copies blocks out of the KV cache, as the steps before leave them: `[block, layer, head]` pieces.
     fn read_kv(&mut self, blocks: &[u32]) -> Vec<u8>;

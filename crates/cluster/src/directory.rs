@@ -1,6 +1,6 @@
 //! Who has which sequence, and who gets it next.
 
-use stallfree_core::{InstanceId, KvLease, SeqId, SeqMap};
+use stallfree_core::{InstanceId, KvLease, KvOffer, SeqId, SeqMap};
 use stallfree_engine::{HandedOver, Until};
 
 use crate::{Dispatch, Role, SeqView};
@@ -40,6 +40,8 @@ pub struct Directory {
 struct Entry {
     instance: usize,
     view: SeqView,
+    /// Where it goes on, if that is known while it is being prefilled, and how it counts there.
+    next: Option<(usize, SeqView)>,
     /// Its reader is gone; whoever has it next is to drop it.
     is_cancelled: bool,
     num_rescues: usize,
@@ -103,6 +105,7 @@ impl Directory {
     /// Chooses an instance for a sequence, which no instance has at the moment.
     pub(crate) fn place(&mut self, seq: &HandedOver, rescued: bool) -> Place {
         let before = self.leave(seq.id);
+        let next = before.as_ref().and_then(|before| before.next).map(|(index, _)| index);
         if before.as_ref().is_some_and(|before| before.is_cancelled) {
             return Place::Nowhere;
         }
@@ -113,13 +116,16 @@ impl Directory {
         let num_tokens = seq.request.prompt.len() + seq.output_tokens.len();
         let num_computed = seq.kv.as_ref().map_or(0, |kv| kv.num_tokens);
         let view = SeqView { num_tokens, num_uncomputed: num_tokens - num_computed };
-        let Some(instance) = self.choose(&view, seq.kv.as_deref()) else { return Place::Lost };
-        let member = &mut self.members[instance];
-        member.num_seqs += 1;
-        member.num_tokens += view.num_tokens;
-        member.num_uncomputed += view.num_uncomputed;
+        // Perhaps most of its KV is there already.
+        let known = next.filter(|&next| seq.kv.is_some() && self.may_go_on(next));
+        let Some(instance) = known.or_else(|| self.choose(&view, seq.kv.as_deref())) else {
+            return Place::Lost;
+        };
+        self.count(instance, &view);
+        let member = &self.members[instance];
         let (id, prefills) = (member.instance, member.role == Role::Prefill);
-        self.seqs.insert(seq.id, Entry { instance, view, is_cancelled: false, num_rescues });
+        let entry = Entry { instance, view, next: None, is_cancelled: false, num_rescues };
+        self.seqs.insert(seq.id, entry);
         if let Some(kv) = &seq.kv {
             self.leases.insert(seq.id, kv.instance);
         }
@@ -148,13 +154,62 @@ impl Directory {
         indices.get(picked).copied()
     }
 
+    /// Chooses where a sequence goes on that is being prefilled, once, and returns it; `None` if it goes nowhere else.
+    pub(crate) fn offer(&mut self, offer: &KvOffer) -> Option<InstanceId> {
+        let id = offer.kv.id.seq;
+        let entry = self.seqs.get(&id).filter(|entry| !entry.is_cancelled)?;
+        let instance = entry.instance;
+        if let Some((next, _)) = entry.next {
+            return self.may_go_on(next).then(|| self.members[next].instance);
+        }
+        let view = SeqView { num_tokens: offer.tokens.len(), num_uncomputed: 0 };
+        let next = self.choose(&view, Some(&offer.kv))?;
+        if next == instance || !self.may_go_on(next) {
+            return None;
+        }
+        self.count(next, &view);
+        self.seqs.get_mut(&id)?.next = Some((next, view));
+        Some(self.members[next].instance)
+    }
+
+    /// Takes note that a sequence may go on anywhere again; returns where it was to go on.
+    pub(crate) fn take_back(&mut self, id: SeqId) -> Option<InstanceId> {
+        let (next, view) = self.seqs.get_mut(&id)?.next.take()?;
+        self.uncount(next, &view);
+        Some(self.members[next].instance)
+    }
+
+    /// Returns where a sequence is to go on that is being prefilled.
+    pub(crate) fn next(&self, id: SeqId) -> Option<InstanceId> {
+        let (next, _) = self.seqs.get(&id)?.next?;
+        Some(self.members[next].instance)
+    }
+
+    fn may_go_on(&self, index: usize) -> bool {
+        !self.members[index].is_lost && self.members[index].role != Role::Prefill
+    }
+
+    fn count(&mut self, index: usize, view: &SeqView) {
+        let member = &mut self.members[index];
+        member.num_seqs += 1;
+        member.num_tokens += view.num_tokens;
+        member.num_uncomputed += view.num_uncomputed;
+    }
+
+    fn uncount(&mut self, index: usize, view: &SeqView) {
+        let member = &mut self.members[index];
+        member.num_seqs -= 1;
+        member.num_tokens -= view.num_tokens;
+        member.num_uncomputed -= view.num_uncomputed;
+    }
+
     /// Takes a sequence from its instance's books.
     fn leave(&mut self, id: SeqId) -> Option<Entry> {
         let entry = self.seqs.remove(&id)?;
-        let member = &mut self.members[entry.instance];
-        member.num_seqs -= 1;
-        member.num_tokens -= entry.view.num_tokens;
-        member.num_uncomputed -= entry.view.num_uncomputed;
+        self.uncount(entry.instance, &entry.view);
+        if let Some((next, view)) = &entry.next {
+            self.uncount(*next, view);
+        }
         Some(entry)
     }
 
@@ -172,7 +227,7 @@ impl Directory {
 
     /// Takes note that what is kept for a sequence is of no more use.
     pub(crate) fn release(&mut self, lease: &KvLease) {
-        self.leases.remove(&lease.seq);
+        self.leases.remove(&lease.id.seq);
     }
 
     /// Returns the sequences for which each instance is to go on keeping KV.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use stallfree_core::{InstanceId, KvLease, SeqId};
+use stallfree_core::{InstanceId, KvLease, KvOffer, SeqId};
 use stallfree_engine::{Command, HandedOver, Peers};
 
 use crate::Directory;
@@ -38,7 +38,16 @@ impl Switchboard {
         let mut rescued = lost.is_some();
         let mut directory = self.directory();
         loop {
-            match directory.place(&seq, rescued) {
+            let next = directory.next(seq.id);
+            let place = directory.place(&seq, rescued);
+            let goes_there = |next: &InstanceId| match place {
+                Place::Instance(to, _) => to == *next && seq.kv.is_some(),
+                Place::Nowhere | Place::Lost => false,
+            };
+            if let Some(next) = next.filter(|next| !goes_there(next)) {
+                drop(self.lines.send(next, Command::Retract(seq.id)));
+            }
+            match place {
                 Place::Nowhere => {
                     if let Some(lease) = seq.kv {
                         self.free(&mut directory, &lease);
@@ -66,11 +75,26 @@ impl Switchboard {
     fn free(&self, directory: &mut Directory, lease: &KvLease) {
         directory.release(lease);
         // A lost engine keeps nothing.
-        drop(self.lines.send(lease.instance, Command::Release(lease.seq)));
+        drop(self.lines.send(lease.instance, Command::Release(lease.id.seq)));
     }
 
     pub(crate) fn begin_requests(&self) -> Vec<bool> {
         self.directory().begin_requests()
+    }
+
+    fn offer(&self, offer: KvOffer) {
+        let mut directory = self.directory();
+        if let Some(next) = directory.offer(&offer) {
+            // One that is lost shows when the sequence comes.
+            drop(self.lines.send(next, Command::Offer(offer)));
+        }
+    }
+
+    fn take_back(&self, id: SeqId) {
+        let mut directory = self.directory();
+        if let Some(next) = directory.take_back(id) {
+            drop(self.lines.send(next, Command::Retract(id)));
+        }
     }
 
     pub(crate) fn cancel(&self, id: SeqId) {
@@ -128,6 +152,18 @@ impl Peers for Link {
     fn ended(&mut self, seq: SeqId) {
         if let Some(switchboard) = self.switchboard.upgrade() {
             switchboard.directory().ended(seq);
+        }
+    }
+
+    fn offer(&mut self, offer: KvOffer) {
+        if let Some(switchboard) = self.switchboard.upgrade() {
+            switchboard.offer(offer);
+        }
+    }
+
+    fn take_back(&mut self, seq: SeqId) {
+        if let Some(switchboard) = self.switchboard.upgrade() {
+            switchboard.take_back(seq);
         }
     }
 }

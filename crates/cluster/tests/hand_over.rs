@@ -94,6 +94,7 @@ fn a_sequence_prefills_here_and_decodes_there() {
     let requests = traffic("3x0:15+20~12 2x0.02:33+9 1x0.03:9+1 1x0.03:63+9");
     let mut replay = deployment.start();
     let outputs = replay.run(&requests);
+    let mut early = 0;
     for (output, (_, request)) in outputs.iter().zip(&requests) {
         check_answer(output, request, &deployment);
         let admission = output.admission.expect("how it was admitted");
@@ -101,7 +102,22 @@ fn a_sequence_prefills_here_and_decodes_there() {
         assert_eq!(finished.times.scheduled, Some(admission.at));
         assert_eq!(finished.times.first_token, Some(output.tokens[0].at));
         assert_eq!(finished.num_preemptions, 0);
+        // What ends with its first token is not handed over.
+        let times = &finished.times;
+        let fetched = [times.kv_transfer_started, times.kv_transfer_ended];
+        match output.tokens.len() {
+            1 => assert_eq!(fetched, [None, None]),
+            _ => {
+                let [started, ended] = fetched.map(|at| at.expect("a moment"));
+                let first = times.first_token.expect("a token");
+                // What there is of a prompt that takes several steps is fetched meanwhile; its end in any case afterwards.
+                early += usize::from(started < first);
+                assert!(started <= ended);
+                assert_eq!(ended, first + Duration::from_millis(deployment.fetch_ms));
+            }
+        }
     }
+    assert!(early >= 2, "{early}");
     deployment.check_empty(&replay);
     let tokens: Vec<u64> = replay.engines().map(|e| e.stats().generation_tokens).collect();
     // The prompt that ends with its first token stays, as does the one that has room for one.
@@ -126,6 +142,29 @@ fn a_lease_outlasts_a_long_wait_and_ends_with_its_reader() {
     while replay.step(Time::MAX) {}
     drop(streams);
     deployment.check_empty(&replay);
+}
+
+/// A prompt of eight steps, whose client leaves, or whose prefill instance is lost, when some of its KV is there already.
+#[test]
+fn what_was_expected_and_does_not_come_is_freed() {
+    for (leaves_at, fault) in [(22, None), (28, None), (90, Some((0, 4))), (90, Some((1, 2)))] {
+        for fetch_ms in [1, 7, 30] {
+            let mut deployment = Deployment::new(3, 2);
+            deployment.case.limits.max_num_batched_tokens = 8;
+            deployment.fetch_ms = fetch_ms;
+            deployment.faults = fault.into_iter().collect();
+            let mut replay = deployment.start();
+            let stream = replay.submit(greedy((0..60).collect(), 4));
+            replay.run_until(Time::ZERO + Duration::from_millis(20));
+            let used: Vec<usize> =
+                replay.engines().map(|engine| engine.stats().num_used_blocks).collect();
+            assert!(used[0].min(used[2]) >= 15, "{used:?} blocks are in use");
+            replay.run_until(Time::ZERO + Duration::from_millis(leaves_at));
+            drop(stream);
+            while replay.step(Time::MAX) {}
+            deployment.check_empty(&replay);
+        }
+    }
 }
 
 #[test]

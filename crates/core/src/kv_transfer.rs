@@ -1,17 +1,28 @@
 //! KV that moves from one instance to another.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::{BlockId, InstanceId, SeqId};
+use serde::{Deserialize, Serialize};
+
+use crate::{BlockId, InstanceId, SeqId, TokenId};
+
+/// Which lease of an instance: one is granted for a sequence, ends, and another may be granted for the same sequence later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct LeaseId {
+    /// Whose KV it is.
+    pub seq: SeqId,
+    /// The number of the grant: no two of an instance have the same.
+    pub generation: u64,
+}
 
 /// Computed KV that an instance keeps for another one to fetch, until it is released or the lease runs out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KvLease {
     /// Where it is.
     pub instance: InstanceId,
-    /// Whose it is. Sequences' numbers are never used twice, so this is the lease's number too.
-    pub seq: SeqId,
+    /// Under which lease it is kept there.
+    pub id: LeaseId,
     /// How many of the sequence's first tokens it is of.
     pub num_tokens: usize,
     /// The blocks that hold it, in order; the last one perhaps partly.
@@ -39,30 +50,87 @@ impl KvFetch {
     }
 }
 
+/// What an instance has computed so far of a sequence that another one will go on with: full blocks can be fetched while it computes
+/// the rest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KvOffer {
+    /// The full blocks there are. The lease ends early if the sequence does, or gives up its blocks.
+    pub kv: Arc<KvLease>,
+    /// All tokens that are to be computed.
+    pub tokens: Arc<[TokenId]>,
+    /// The most tokens that the sequence may come to have.
+    pub max_total_len: usize,
+    /// Whether it may take computed tokens from the prefix cache.
+    pub reads_prefix_cache: bool,
+}
+
 /// Which leases an instance has granted. Its engine grants and revokes them; its executor reads blocks for others only while the
 /// lease lasts, so that nobody ever gets what was written into a block later.
 #[derive(Clone, Debug, Default)]
-pub struct LeaseBook(Arc<Mutex<HashSet<SeqId>>>);
+pub struct LeaseBook(Arc<Mutex<Leases>>);
+
+#[derive(Debug, Default)]
+struct Leases {
+    num_granted: u64,
+    /// The generation that is granted.
+    granted: HashMap<SeqId, u64>,
+}
 
 impl LeaseBook {
-    /// Grants a lease.
-    pub fn grant(&self, seq: SeqId) {
-        self.lock().insert(seq);
+    /// Grants a lease. An earlier one of the same sequence ends.
+    #[must_use]
+    pub fn grant(&self, seq: SeqId) -> LeaseId {
+        let mut leases = self.lock();
+        leases.num_granted += 1;
+        let generation = leases.num_granted;
+        leases.granted.insert(seq, generation);
+        LeaseId { seq, generation }
     }
 
-    /// Ends a lease, once nobody reads under it. Its blocks may be used for something else afterwards.
+    /// Ends a sequence's lease, once nobody reads under it. Its blocks may be used for something else afterwards.
     pub fn revoke(&self, seq: SeqId) {
-        self.lock().remove(&seq);
+        self.lock().granted.remove(&seq);
     }
 
-    /// Reads under a lease; `None` if it has ended.
-    pub fn read<T>(&self, seq: SeqId, read: impl FnOnce() -> T) -> Option<T> {
-        let granted = self.lock();
-        granted.contains(&seq).then(read)
+    /// Returns whether a lease lasts. What was copied out beside the instance's steps is good only if it still does afterwards.
+    #[must_use]
+    pub fn holds(&self, lease: LeaseId) -> bool {
+        self.lock().holds(lease)
     }
 
-    /// The set is whole after every operation, so that a poisoned lock is as good as new.
-    fn lock(&self) -> MutexGuard<'_, HashSet<SeqId>> {
+    /// Reads under a lease, which cannot end meanwhile; `None` if it has ended.
+    pub fn read<T>(&self, lease: LeaseId, read: impl FnOnce() -> T) -> Option<T> {
+        let leases = self.lock();
+        leases.holds(lease).then(read)
+    }
+
+    /// The books are whole after every operation, so that a poisoned lock is as good as new.
+    fn lock(&self) -> MutexGuard<'_, Leases> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Leases {
+    fn holds(&self, lease: LeaseId) -> bool {
+        self.granted.get(&lease.seq) == Some(&lease.generation)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{LeaseBook, SeqId};
+
+    #[test]
+    fn a_lease_ends_also_if_another_is_granted_for_the_sequence() {
+        let book = LeaseBook::default();
+        let first = book.grant(SeqId(7));
+        assert!(book.holds(first) && book.read(first, || ()).is_some());
+        book.revoke(SeqId(7));
+        assert!(!book.holds(first));
+        let second = book.grant(SeqId(7));
+        assert!(!book.holds(first) && book.read(first, || ()).is_none());
+        assert!(book.holds(second));
+        let third = book.grant(SeqId(7));
+        assert!(!book.holds(second) && book.holds(third));
     }
 }

@@ -16,6 +16,6 @@ pub use batch::{Batch, Chunk, History, PENDING_TOKEN, PromptLogprobs, SampleSpec
 pub use clock::{Clock, Time, WallClock};
 pub use executor::{Executor, ExecutorError, KvGeometry, SampledToken, StepOutput, TokenLogprob};
 pub use ids::{BatchId, BlockId, InstanceId, SeqId, SeqIdHasher, SeqMap, TokenId};
-pub use kv_transfer::{KvFetch, KvLease, LeaseBook};
+pub use kv_transfer::{KvFetch, KvLease, KvOffer, LeaseBook, LeaseId};
 pub use request::{FinishReason, Request, StopRules};
 pub use sampling::SamplingParams;

@@ -7,6 +7,7 @@
 
 mod blas;
 mod compile;
+mod copies;
 mod cubin_cache;
 mod device;
 mod error;
@@ -22,6 +23,7 @@ mod tensor_map;
 
 pub use blas::{Gemm, GemmPlan, GemmSpec, Lt};
 pub use compile::{Arch, Cubin, FunctionUse, Source, compile, compiler_knows, compiler_version};
+pub use copies::{Copies, Rows};
 pub use cubin_cache::CubinCache;
 pub use device::{Device, DeviceProps};
 pub use error::DeviceError;

@@ -1,6 +1,6 @@
 //! What goes into a step, and when there is to be another.
 
-use stallfree_core::{Request, SeqId, Time};
+use stallfree_core::{KvOffer, Request, SeqId, Time};
 
 use crate::{HandedOver, OutputSender};
 
@@ -29,6 +29,11 @@ pub enum Command {
     Cancel(SeqId),
     /// Free what was kept of a sequence; without effect if it was freed before.
     Release(SeqId),
+    /// Reserve blocks for a sequence that another engine is still prefilling, and fetch what there is of its KV. The last offer is
+    /// followed by the sequence itself or by [`Retract`](Self::Retract).
+    Offer(KvOffer),
+    /// A sequence that was offered does not come.
+    Retract(SeqId),
     /// Go on keeping what is kept of these sequences.
     Renew(Vec<SeqId>),
 }

@@ -106,6 +106,8 @@ impl Engine {
                 Command::Resume { seq, until } => self.resume(*seq, until),
                 Command::Cancel(seq) => self.end(seq, None, FinishReason::Abort, now),
                 Command::Release(seq) => self.release(seq),
+                Command::Offer(offer) => self.expect(&offer, now),
+                Command::Retract(seq) => self.planner.retract(seq),
                 Command::Renew(seqs) => self.renew(&seqs, now),
             }
         }
@@ -159,6 +161,7 @@ impl Engine {
         self.last_collected = now;
         self.stats.num_steps += 1;
         self.planner.complete(&batch.plan.chunks);
+        self.offer(&batch.plan.chunks);
         let (num_sampled, device_time) = (output.tokens.len(), output.device_time);
         for (id, lists) in output.prompt_logprobs {
             let chunk = batch.plan.chunks.iter().find(|chunk| chunk.seq == id);
@@ -198,6 +201,7 @@ impl Engine {
     fn end(&mut self, id: SeqId, last: Option<OutputToken>, reason: FinishReason, now: Time) {
         let Some(seq) = self.planner.finish(id) else { return };
         self.let_go(&seq);
+        self.take_back(id);
         let Some(state) = self.seqs.get_mut(&id) else { return };
         self.num_finished += 1;
         self.news.push((id, News::Last(last, state.finish(&seq, reason, now))));
@@ -208,7 +212,7 @@ impl Engine {
         self.start_fetches(now);
         while self.in_flight.len() < self.executor.max_in_flight() {
             let plan = self.planner.schedule(now);
-            self.log_preemptions(&plan);
+            self.note_preemptions(&plan);
             if plan.is_empty() {
                 break;
             }
@@ -230,8 +234,10 @@ impl Engine {
         }
     }
 
-    fn log_preemptions(&self, plan: &Plan) {
+    /// Before a batch is submitted that may write into the blocks that were given up.
+    fn note_preemptions(&mut self, plan: &Plan) {
         for id in &plan.preempted {
+            self.take_back(*id);
             let Some(seq) = self.planner.sequence(*id) else { continue };
             let (num_tokens, num_preemptions) = (seq.tokens.len(), seq.num_preemptions);
             tracing::debug!(seq = %id, num_tokens, num_preemptions, "preempted for want of blocks");

@@ -4,11 +4,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use stallfree_core::{FinishReason, InstanceId, KvLease, LeaseBook, Request, SeqId, Time, TokenId};
+use stallfree_core::{
+    FinishReason, InstanceId, KvLease, KvOffer, LeaseBook, Request, SeqId, Time, TokenId,
+};
+use stallfree_scheduler::{EndedTransfer, PlannedChunk, Sequence, Status};
 
-use stallfree_scheduler::Sequence;
-
-use crate::state::Departure;
+use crate::state::{Departure, Early};
 use crate::{Engine, OutputSender, SeqTimes, Until};
 
 /// How long KV is kept for another engine unless the lease is renewed: vLLM's NIXL connector has the same.
@@ -69,6 +70,13 @@ pub trait Peers: Send {
 
     /// Takes note that this is all of a step: readers and peers have been told what there is to tell.
     fn told_all(&mut self) {}
+
+    /// Lets the engine that will go on with a sequence fetch what there is of its KV. By default nobody is told, and all of it is
+    /// fetched in the end.
+    fn offer(&mut self, _offer: KvOffer) {}
+
+    /// Takes note that a sequence that was offered has ended, or has given up its blocks.
+    fn take_back(&mut self, _seq: SeqId) {}
 }
 
 /// An engine's place among others.
@@ -108,11 +116,62 @@ impl Engine {
             return None;
         }
         let (seq, blocks) = self.planner.keep(id)?;
-        membership.leases.grant(id);
         self.leases.insert(id, now + LEASE);
         let instance = membership.instance;
-        let kv = KvLease { instance, seq: id, num_tokens: seq.num_computed_tokens, blocks };
+        let lease = match state.early {
+            Early::Offered(lease, _) => lease,
+            Early::NotYet | Early::Never => membership.leases.grant(id),
+        };
+        let kv = KvLease { instance, id: lease, num_tokens: seq.num_computed_tokens, blocks };
         Some(Box::new(Departure { seq, kv }))
+    }
+
+    /// Offers what a step has computed of sequences that go on elsewhere, and are not through yet.
+    pub(crate) fn offer(&mut self, chunks: &[PlannedChunk]) {
+        let block_size = self.info().kv.block_size;
+        let Some(membership) = &mut self.membership else { return };
+        for chunk in chunks.iter().filter(|chunk| !chunk.samples) {
+            let seq = self.planner.sequence(chunk.seq).zip(self.seqs.get_mut(&chunk.seq));
+            let Some((seq, state)) = seq else { continue };
+            let num_blocks = (chunk.start + chunk.num_tokens) / block_size;
+            let goes_on = state.until == Until::NextToken && seq.status == Status::Running;
+            if num_blocks == 0 || !goes_on {
+                continue;
+            }
+            if matches!(state.early, Early::NotYet) {
+                let lease = membership.leases.grant(chunk.seq);
+                state.early = Early::Offered(lease, seq.tokens.as_slice().into());
+            }
+            let Early::Offered(id, tokens) = &state.early else { continue };
+            let blocks = self.planner.block_table(chunk.seq)[..num_blocks].to_vec();
+            let num_tokens = num_blocks * block_size;
+            let kv = KvLease { instance: membership.instance, id: *id, num_tokens, blocks };
+            membership.peers.offer(KvOffer {
+                kv: Arc::new(kv),
+                tokens: Arc::clone(tokens),
+                max_total_len: seq.prompt_len.saturating_add(state.stop.max_tokens),
+                reads_prefix_cache: seq.reads_prefix_cache,
+            });
+        }
+    }
+
+    /// Takes back what was offered of a sequence, whose blocks are free from now on.
+    pub(crate) fn take_back(&mut self, id: SeqId) {
+        let Some((membership, state)) = self.membership.as_mut().zip(self.seqs.get_mut(&id)) else {
+            return;
+        };
+        if matches!(std::mem::replace(&mut state.early, Early::Never), Early::Offered(..)) {
+            membership.leases.revoke(id);
+            membership.peers.take_back(id);
+        }
+    }
+
+    /// Reserves blocks for a sequence that another engine is still prefilling, and fetches what there is.
+    pub(crate) fn expect(&mut self, offer: &KvOffer, now: Time) {
+        let Some(fetch) = self.planner.expect(offer, now) else { return };
+        if let Err(reason) = self.executor.fetch(fetch, now) {
+            self.end_fetch(offer.kv.id.seq, Some(&reason), now);
+        }
     }
 
     /// Returns what a sequence has to fetch. What this engine itself has kept for it is freed, and found in the prefix cache if
@@ -124,7 +183,7 @@ impl Engine {
             return Some(kv);
         }
         membership.peers.release(&kv);
-        self.release(kv.seq);
+        self.release(kv.id.seq);
         None
     }
 
@@ -149,23 +208,28 @@ impl Engine {
         for fetch in self.planner.start_fetches(now) {
             let id = fetch.seq;
             if let Err(reason) = self.executor.fetch(fetch, now) {
-                self.end_fetch(id, Some(&reason));
+                self.end_fetch(id, Some(&reason), now);
             }
         }
     }
 
     pub(crate) fn end_fetches(&mut self, now: Time) {
         for (id, result) in self.executor.fetched(now) {
-            self.end_fetch(id, result.as_ref().err().map(String::as_str));
+            self.end_fetch(id, result.as_ref().err().map(String::as_str), now);
         }
     }
 
-    fn end_fetch(&mut self, id: SeqId, failure: Option<&str>) {
+    fn end_fetch(&mut self, id: SeqId, failure: Option<&str>, now: Time) {
         if let Some(reason) = failure {
             tracing::warn!(seq = %id, reason, "KV could not be fetched; it is computed again");
         }
-        let lease = self.planner.end_fetch(id, failure.is_none());
-        if let Some((membership, lease)) = self.membership.as_mut().zip(lease) {
+        let ended = self.planner.end_fetch(id, failure.is_none());
+        let Some(EndedTransfer { lease, began, arrived }) = ended else { return };
+        if let Some(state) = self.seqs.get_mut(&id) {
+            state.times.kv_transfer_started = Some(began);
+            state.times.kv_transfer_ended = arrived.then_some(now);
+        }
+        if let Some(membership) = &mut self.membership {
             membership.peers.release(&lease);
         }
     }

@@ -185,6 +185,10 @@ pub struct SeqTimes {
     pub scheduled: Option<Time>,
     /// Its first token was there.
     pub first_token: Option<Time>,
+    /// The engine that took it over began to fetch its KV; the last one, if there were several.
+    pub kv_transfer_started: Option<Time>,
+    /// All of that KV was there; `None` if it did not come.
+    pub kv_transfer_ended: Option<Time>,
     /// Its last token was there.
     pub last_token: Option<Time>,
     /// It ended.

@@ -6,8 +6,8 @@
 use std::sync::Arc;
 
 use stallfree_core::{
-    FinishReason, KvLease, PromptLogprobs, Request, SamplingParams, StopRules, Time, TokenId,
-    TokenLogprob,
+    FinishReason, KvLease, LeaseId, PromptLogprobs, Request, SamplingParams, StopRules, Time,
+    TokenId, TokenLogprob,
 };
 use stallfree_scheduler::{PlannedChunk, Sequence};
 
@@ -23,7 +23,7 @@ pub(crate) struct SeqState {
     /// The stop tokens, in the form in which batches carry them.
     banned: Arc<[TokenId]>,
     pub(crate) output: OutputSender,
-    times: SeqTimes,
+    pub(crate) times: SeqTimes,
     /// How the sequence was admitted, until the reader is told.
     admission: Option<Admission>,
     /// How many of the prompt's tokens have had the logprobs of the token that follows them returned.
@@ -32,6 +32,19 @@ pub(crate) struct SeqState {
     before: Before,
     /// How far this engine runs it.
     pub(crate) until: Until,
+    /// What others may fetch of it before it goes to one of them.
+    pub(crate) early: Early,
+}
+
+/// Whether others may fetch KV that an engine is still computing.
+#[derive(Clone, Debug)]
+pub(crate) enum Early {
+    /// None was offered yet.
+    NotYet,
+    /// Under this lease; the tokens that are to be computed.
+    Offered(LeaseId, Arc<[TokenId]>),
+    /// No more: it was preempted, and blocks that it had are in other hands.
+    Never,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -90,6 +103,7 @@ impl SeqState {
             num_prompt_logprobs,
             before,
             until,
+            early: Early::NotYet,
         }
     }
 

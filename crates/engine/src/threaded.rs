@@ -204,7 +204,11 @@ impl Shared {
                     engine.refuse(HandedOver::new(id, request, arrived, output), &reason);
                 }
                 Command::Resume { seq, .. } => engine.refuse(*seq, &reason),
-                Command::Cancel(_) | Command::Release(_) | Command::Renew(_) => {}
+                Command::Cancel(_)
+                | Command::Release(_)
+                | Command::Renew(_)
+                | Command::Offer(_)
+                | Command::Retract(_) => {}
             }
         }
         self.lock().stats = engine.stats().clone();

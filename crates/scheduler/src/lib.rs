@@ -20,9 +20,11 @@ mod registry;
 mod scheduler;
 mod sequence;
 mod step;
+mod transfers;
 
 pub use config::{Ordering, SchedulerConfig};
 pub use error::Error;
+pub use hand_over::EndedTransfer;
 pub use plan::{Load, Plan, PlannedChunk};
 pub use planner::Planner;
 pub use registry::{Build, POLICIES, Policy, Registry, Setting};

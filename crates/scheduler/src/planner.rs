@@ -8,12 +8,12 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use stallfree_core::{BlockId, KvGeometry, SeqId, Time, TokenId};
 use stallfree_kvcache::KvCacheManager;
 
-use crate::hand_over::Reserved;
 use crate::queues::{Entry, Queues};
 use crate::step::State;
+use crate::transfers::Reserved;
 use crate::{
     Admission, Declaration, Error, Load, Plan, PlannedChunk, Registry, Scheduler, SchedulerConfig,
-    Sequence, Status, Step,
+    Sequence, Step,
 };
 
 /// Plans steps: the part of scheduling that all policies share.
@@ -95,6 +95,9 @@ impl Planner {
         }
         seq.max_total_len = seq.max_total_len.clamp(len + 1, max_model_len);
         self.remove(seq.id);
+        if seq.kv.is_none() {
+            self.retract(seq.id);
+        }
         self.state.queues.add(seq);
         Ok(())
     }
@@ -110,12 +113,8 @@ impl Planner {
     }
 
     fn remove(&mut self, id: SeqId) -> Option<Sequence> {
-        let Entry { seq, mut table, .. } = self.state.queues.remove(id)?;
-        if seq.status == Status::Fetching {
-            self.state.reserved.land(id, table);
-        } else {
-            self.state.kv.free(&mut table);
-        }
+        let Entry { seq, table, .. } = self.state.queues.remove(id)?;
+        self.free(&seq, table);
         Some(seq)
     }
 

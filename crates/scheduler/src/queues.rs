@@ -31,7 +31,7 @@ pub(crate) struct Queues {
     pub(crate) waiting: VecDeque<Slot>,
     /// Sequences whose KV is elsewhere, as long as there is no room for it.
     pub(crate) remote: VecDeque<Slot>,
-    /// How many sequences' KV is being fetched; they are in no queue.
+    /// How many sequences wait for KV that is being fetched; they are in no queue.
     pub(crate) num_fetching: usize,
 }
 
@@ -121,12 +121,13 @@ impl Queues {
         }
     }
 
-    /// Lets the first sequence whose KV is elsewhere fetch it.
-    pub(crate) fn fetch(&mut self) {
-        if let Some(slot) = self.remote.pop_front() {
-            self.at_mut(slot).seq.status = Status::Fetching;
-            self.num_fetching += 1;
-        }
+    /// Lets a sequence whose KV is elsewhere fetch it.
+    pub(crate) fn fetch(&mut self, slot: Slot, now: Time) {
+        self.remote.retain(|&other| other != slot);
+        let seq = &mut self.at_mut(slot).seq;
+        seq.status = Status::Fetching;
+        seq.scheduled = seq.scheduled.or(Some(now));
+        self.num_fetching += 1;
     }
 
     /// Lets a sequence that was fetching run, or wait if its KV did not come.

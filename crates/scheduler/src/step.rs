@@ -3,8 +3,8 @@
 use stallfree_core::Time;
 use stallfree_kvcache::KvCacheManager;
 
-use crate::hand_over::Reserved;
 use crate::queues::{Entry, Queues, Slot};
+use crate::transfers::Reserved;
 use crate::{Admission, Load, Ordering, Plan, PlannedChunk, SchedulerConfig, Sequence};
 
 /// A step in the making.
@@ -35,6 +35,13 @@ pub(crate) struct State {
     pub(crate) step: u64,
     /// Counters; the gauges are filled in when asked for.
     pub(crate) load: Load,
+}
+
+impl State {
+    /// Returns how many seats are taken: by who runs, and by those whose KV is on its way.
+    pub(crate) const fn num_active(&self) -> usize {
+        self.queues.running.len() + self.queues.num_fetching + self.reserved.num_expected
+    }
 }
 
 impl<'a> Step<'a> {
@@ -132,8 +139,7 @@ impl<'a> Step<'a> {
     /// just preempted would be admitted first, to be recomputed and preempted again.)
     #[must_use]
     pub fn may_admit(&self) -> bool {
-        let num_active = self.num_running() + self.state.queues.num_fetching;
-        num_active < self.state.config.max_num_seqs && !self.out_of_blocks
+        self.state.num_active() < self.state.config.max_num_seqs && !self.out_of_blocks
     }
 
     /// Returns how many tokens of the `index`-th waiting sequence would have to be computed, the cached prefix left out; `None` if

@@ -82,7 +82,6 @@ pub struct MockExecutor {
 #[derive(Debug)]
 struct Fetching {
     fetch: KvFetch,
-    values: Vec<Option<Language>>,
     ready_at: Time,
 }
 
@@ -163,6 +162,18 @@ impl MockExecutor {
             let slot = self.slot(blocks, chunk.num_computed_tokens + i);
             self.kv.set(slot, kv);
         }
+    }
+
+    /// Writes what a fetch brings.
+    fn write_fetched(&self, fetch: &KvFetch) -> Result<(), String> {
+        let block_size = self.config.kv.block_size;
+        let values = self.network.read(fetch, block_size)?;
+        for (block, values) in fetch.blocks.iter().zip(values.chunks(block_size)) {
+            for (i, value) in values.iter().enumerate() {
+                self.kv.put(block.0 as usize * block_size + i, *value);
+            }
+        }
+        Ok(())
     }
 
     /// Reads the KV of a sequence's first tokens.
@@ -265,23 +276,17 @@ impl Executor for MockExecutor {
 
     fn fetch(&mut self, fetch: KvFetch, now: Time) -> Result<(), String> {
         let ready_at = now + self.config.fetch_time;
-        let values = self.network.read(&fetch, self.config.kv.block_size)?;
-        self.fetches.push_back(Fetching { fetch, values, ready_at });
+        self.network.read(&fetch, self.config.kv.block_size)?;
+        self.fetches.push_back(Fetching { fetch, ready_at });
         Ok(())
     }
 
     fn fetched(&mut self, now: Time) -> Vec<(SeqId, Result<(), String>)> {
         let mut ended = Vec::new();
-        while let Some(oldest) = self.fetches.front().filter(|oldest| oldest.ready_at <= now) {
-            let block_size = self.config.kv.block_size;
-            for (block, values) in oldest.fetch.blocks.iter().zip(oldest.values.chunks(block_size))
-            {
-                for (i, value) in values.iter().enumerate() {
-                    self.kv.put(block.0 as usize * block_size + i, *value);
-                }
-            }
-            ended.push((oldest.fetch.seq, Ok(())));
-            self.fetches.pop_front();
+        let is_done = |oldest: &mut Fetching| oldest.ready_at <= now;
+        while let Some(Fetching { fetch, .. }) = self.fetches.pop_front_if(is_done) {
+            // The lease has to last to the end: what lies there by then is what a copy beside the steps brings.
+            ended.push((fetch.seq, self.write_fetched(&fetch)));
         }
         ended
     }

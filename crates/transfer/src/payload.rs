@@ -12,7 +12,7 @@ pub struct KvPart {
 }
 
 impl KvPart {
-    const fn num_pieces(&self) -> usize {
+    pub(crate) const fn num_pieces(&self) -> usize {
         (self.layers.end - self.layers.start) * (self.heads.end - self.heads.start)
     }
 
@@ -83,15 +83,15 @@ impl KvPayload {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::{KvBytes, KvPart, KvPayload};
 
-    const LAYERS: usize = 5;
+    pub(crate) const LAYERS: usize = 5;
     const HEADS: usize = 4;
     const BLOCKS: usize = 3;
 
     /// Splits layers and heads; where there are more ranks than heads, several have the same one.
-    fn parts(tensor: usize, stages: usize) -> Vec<KvPart> {
+    pub(crate) fn parts(tensor: usize, stages: usize) -> Vec<KvPart> {
         let share = |len: usize, index: usize, of: usize| index * len / of..(index + 1) * len / of;
         (0..tensor * stages)
             .map(|rank| {

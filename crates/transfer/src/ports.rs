@@ -4,17 +4,22 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use stallfree_core::{BlockId, InstanceId, SeqId};
+use stallfree_core::{BlockId, InstanceId, LeaseId};
 
-use crate::KvPayload;
+use crate::{KvMemory, KvPayload};
 
 /// Takes what was read, or why it could not be. Called on a thread of the instance that was read from: must be quick.
 pub type Deliver = Box<dyn FnOnce(Result<KvPayload, String>) + Send>;
 
 /// Where an instance's blocks can be read.
 pub trait KvPort: fmt::Debug + Send + Sync {
-    /// Reads blocks that are kept under the lease `lease`; returns at once.
-    fn read(&self, lease: SeqId, blocks: &[BlockId], deliver: Deliver);
+    /// Reads blocks that are kept under a lease; returns at once.
+    fn read(&self, lease: LeaseId, blocks: &[BlockId], deliver: Deliver);
+
+    /// Returns the memory that blocks can be copied out of instead, where all of it is on GPUs of this process; `None` by default.
+    fn memory(&self) -> Option<&KvMemory> {
+        None
+    }
 }
 
 /// The ports of a deployment's instances.
@@ -30,6 +35,12 @@ impl Ports {
     /// Closes it: the instance is gone.
     pub fn close(&self, instance: InstanceId) {
         self.lock().remove(&instance);
+    }
+
+    /// Returns the ports that are open.
+    #[must_use]
+    pub fn all(&self) -> Vec<(InstanceId, Arc<dyn KvPort>)> {
+        self.lock().iter().map(|(instance, port)| (*instance, Arc::clone(port))).collect()
     }
 
     /// Returns an instance's port.

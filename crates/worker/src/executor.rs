@@ -14,8 +14,9 @@ use stallfree_core::{
     SeqId, StepOutput, Time, WallClock,
 };
 use stallfree_kernels::{Backend, Choice};
-use stallfree_transfer::Ports;
+use stallfree_transfer::{Copier, KvMemory, Ports, RankMemory};
 
+use crate::in_flight::InFlight;
 use crate::kv_port::{Fetches, RankPort, Ranks, Reading, Writing, lock};
 use crate::nodes::{hear_all, tell_all};
 use crate::step_times::StepTimes;
@@ -34,13 +35,17 @@ pub struct ThreadExecutor {
     vocab_size: usize,
     /// To each rank; gone when the executor ends.
     ranks: Ranks,
+    /// The ranks' caches, if all of them are where others can copy from; until the executor joins others.
+    memory: Option<Vec<RankMemory>>,
     fetches: Fetches,
+    /// What is fetched once a batch is done that still writes into the blocks.
+    held: Vec<(BatchId, KvFetch)>,
     /// What ranks put outcomes into.
     sender: Sender<Outcome>,
     outcomes: Receiver<Outcome>,
     waker: SharedWaker,
     threads: Vec<JoinHandle<()>>,
-    in_flight: VecDeque<(BatchId, usize)>,
+    in_flight: VecDeque<InFlight>,
     times: StepTimes,
     clock: WallClock,
     /// A rank took no batch.
@@ -107,7 +112,9 @@ impl ThreadExecutor {
             max_in_flight,
             vocab_size: runners.first().map_or(0, Runner::vocab_size),
             ranks: Ranks::default(),
+            memory: runners.iter().map(Runner::kv_memory).collect(),
             fetches: Fetches::default(),
+            held: Vec::new(),
             sender,
             outcomes,
             waker: SharedWaker::default(),
@@ -204,14 +211,38 @@ impl ThreadExecutor {
 
     /// Makes the executor one of a deployment's: others may read the blocks that are leased to them, and it may read theirs.
     pub fn join(&mut self, ports: &Ports, instance: InstanceId, leases: LeaseBook) {
-        ports.open(instance, Arc::new(RankPort::new(instance, Arc::clone(&self.ranks), leases)));
-        self.fetches.join(ports.clone(), instance);
+        let copier = self.memory.take().and_then(start_copier);
+        let memory = copier
+            .as_ref()
+            .map(|copier| KvMemory { ranks: Arc::clone(copier.ranks()), leases: leases.clone() });
+        let port = RankPort::new(instance, Arc::clone(&self.ranks), leases, memory);
+        ports.open(instance, Arc::new(port));
+        self.fetches.join(ports.clone(), instance, copier);
+    }
+
+    /// Starts what had to wait for a batch.
+    fn start_held(&mut self, done: BatchId) {
+        for (_, fetch) in self.held.extract_if(.., |(batch, _)| *batch == done) {
+            if let Err(reason) = self.fetches.start(&fetch, &self.ranks, &self.waker) {
+                self.fetches.fail(fetch.seq, reason, &self.waker);
+            }
+        }
     }
 
     fn lost(&self, reason: &str) -> ExecutorError {
-        let batch = self.in_flight.front().map_or(BatchId(0), |&(batch, _)| batch);
+        let batch = self.in_flight.front().map_or(BatchId(0), |oldest| oldest.id);
         ExecutorError { batch, reason: reason.to_owned() }
     }
+}
+
+/// Starts what copies from others' memory; without it, blocks go through the host's.
+fn start_copier(ranks: Vec<RankMemory>) -> Option<Copier> {
+    if ranks.is_empty() {
+        return None;
+    }
+    Copier::start(ranks)
+        .inspect_err(|error| tracing::warn!(%error, "KV is not copied from GPU to GPU"))
+        .ok()
 }
 
 /// Starts batches as they come; ends with the executor, or after a failure.
@@ -302,7 +333,7 @@ impl Executor for ThreadExecutor {
     }
 
     fn submit(&mut self, batch: Batch, _now: Time) {
-        self.in_flight.push_back((batch.id, batch.num_tokens()));
+        self.in_flight.push_back(InFlight::new(&batch, self.geometry.block_size));
         self.pass_on(batch);
     }
 
@@ -310,8 +341,9 @@ impl Executor for ThreadExecutor {
         match self.outcomes.try_recv() {
             Ok(outcome) => {
                 let output = outcome?;
-                if let Some((_, num_tokens)) = self.in_flight.pop_front() {
-                    self.times.record(num_tokens, output.device_time);
+                if let Some(done) = self.in_flight.pop_front() {
+                    self.times.record(done.num_tokens, output.device_time);
+                    self.start_held(done.id);
                 }
                 Ok(Some(output))
             }
@@ -321,7 +353,14 @@ impl Executor for ThreadExecutor {
     }
 
     fn fetch(&mut self, fetch: KvFetch, _now: Time) -> Result<(), String> {
-        self.fetches.start(&fetch, &self.ranks, &self.waker)
+        let mut newest_first = self.in_flight.iter().rev();
+        match newest_first.find(|batch| batch.writes_any(&fetch.blocks)) {
+            Some(batch) if self.fetches.is_beside_steps(&fetch) => {
+                self.held.push((batch.id, fetch));
+                Ok(())
+            }
+            _ => self.fetches.start(&fetch, &self.ranks, &self.waker),
+        }
     }
 
     fn fetched(&mut self, _now: Time) -> Vec<(SeqId, Result<(), String>)> {

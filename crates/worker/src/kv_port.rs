@@ -1,14 +1,15 @@
-//! Blocks on their way from one executor to another: all ranks of the one copy them out, all of the other copy them in.
+//! Blocks on their way from one executor to another.
 //!
-//! Both happen between steps, in the order of everything else that a rank does: what is read is what the steps before have left, and
-//! steps to come see what was written.
+//! Between GPUs of this process that reach each other, the ranks that want them copy them out themselves, beside all steps. Else all ranks
+//! of the one copy them out and all of the other copy them in. Both then happen between steps, in the order of everything else that a
+//! rank does: what is read is what the steps before have left, and steps to come see what was written.
 
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use stallfree_core::{BlockId, InstanceId, KvFetch, LeaseBook, SeqId};
+use stallfree_core::{BlockId, InstanceId, KvFetch, LeaseBook, LeaseId, SeqId};
 use stallfree_kernels::Backend;
-use stallfree_transfer::{Deliver, KvBytes, KvPayload, KvPort, Ports};
+use stallfree_transfer::{Copier, Deliver, KvBytes, KvCopy, KvMemory, KvPayload, KvPort, Ports};
 
 use crate::Runner;
 use crate::executor::{SharedWaker, Work};
@@ -27,16 +28,23 @@ pub(crate) struct RankPort {
     instance: InstanceId,
     ranks: Ranks,
     leases: LeaseBook,
+    /// Where the ranks' caches are, if others may copy from there.
+    memory: Option<KvMemory>,
 }
 
 impl RankPort {
-    pub(crate) const fn new(instance: InstanceId, ranks: Ranks, leases: LeaseBook) -> Self {
-        Self { instance, ranks, leases }
+    pub(crate) const fn new(
+        instance: InstanceId,
+        ranks: Ranks,
+        leases: LeaseBook,
+        memory: Option<KvMemory>,
+    ) -> Self {
+        Self { instance, ranks, leases, memory }
     }
 }
 
 impl KvPort for RankPort {
-    fn read(&self, lease: SeqId, blocks: &[BlockId], deliver: Deliver) {
+    fn read(&self, lease: LeaseId, blocks: &[BlockId], deliver: Deliver) {
         let ranks = lock(&self.ranks);
         let reading = Arc::new(Reading {
             instance: self.instance,
@@ -51,12 +59,16 @@ impl KvPort for RankPort {
             drop(rank.send(Work::Read(Arc::clone(&reading))));
         }
     }
+
+    fn memory(&self) -> Option<&KvMemory> {
+        self.memory.as_ref()
+    }
 }
 
 /// Blocks that the ranks of one executor copy out.
 pub(crate) struct Reading {
     instance: InstanceId,
-    lease: SeqId,
+    lease: LeaseId,
     leases: LeaseBook,
     blocks: Vec<u32>,
     num_ranks: usize,
@@ -142,12 +154,38 @@ impl Ended {
 pub(crate) struct Fetches {
     /// The others, and its own number among them.
     membership: Option<(Ports, InstanceId)>,
+    /// Copies from others' memory into the ranks'.
+    copier: Option<Copier>,
     results: Arc<Mutex<Vec<Fetched>>>,
 }
 
 impl Fetches {
-    pub(crate) fn join(&mut self, ports: Ports, instance: InstanceId) {
+    pub(crate) fn join(&mut self, ports: Ports, instance: InstanceId, copier: Option<Copier>) {
+        if let Some(copier) = &copier {
+            // Opening the way to another GPU's memory takes milliseconds, which no request should wait for.
+            for (other, port) in ports.all() {
+                let reaches = port.memory().is_some_and(|memory| copier.reaches(other, memory));
+                tracing::debug!(%instance, %other, reaches, "KV can be copied from GPU to GPU");
+            }
+        }
         self.membership = Some((ports, instance));
+        self.copier = copier;
+    }
+
+    /// Returns whether what this fetches is copied beside the steps, and not between them.
+    pub(crate) fn is_beside_steps(&self, fetch: &KvFetch) -> bool {
+        let port = self.membership.as_ref().and_then(|(ports, _)| ports.get(fetch.lease.instance));
+        port.is_some_and(|port| self.direct(fetch, &*port).is_some())
+    }
+
+    /// Returns what copies and from where, if there is a direct way.
+    fn direct<'a>(
+        &'a self,
+        fetch: &KvFetch,
+        port: &'a dyn KvPort,
+    ) -> Option<(&'a Copier, &'a KvMemory)> {
+        let (copier, memory) = self.copier.as_ref().zip(port.memory())?;
+        copier.reaches(fetch.lease.instance, memory).then_some((copier, memory))
     }
 
     /// Closes its port.
@@ -157,7 +195,16 @@ impl Fetches {
         }
     }
 
-    /// Reads there, writes here, and tells.
+    /// Takes note that a fetch has failed.
+    pub(crate) fn fail(&self, seq: SeqId, reason: String, waker: &SharedWaker) {
+        self.ended(waker).add(seq, Err(reason));
+    }
+
+    fn ended(&self, waker: &SharedWaker) -> Ended {
+        Ended { results: Arc::clone(&self.results), waker: Arc::clone(waker) }
+    }
+
+    /// Copies, or reads there and writes here, and tells.
     pub(crate) fn start(
         &self,
         fetch: &KvFetch,
@@ -167,9 +214,16 @@ impl Fetches {
         let from = fetch.lease.instance;
         let port = self.membership.as_ref().and_then(|(ports, _)| ports.get(from));
         let port = port.ok_or_else(|| format!("there is no way to instance {from}"))?;
-        let ended = Ended { results: Arc::clone(&self.results), waker: Arc::clone(waker) };
+        let (ended, seq) = (self.ended(waker), fetch.seq);
+        if let Some((copier, memory)) = self.direct(fetch, &*port) {
+            let pairs = fetch.sources().iter().copied().zip(fetch.blocks.iter().copied());
+            let (from, lease) = (memory.clone(), fetch.lease.id);
+            let copy = KvCopy { from, lease, blocks: pairs.collect() };
+            copier.copy(copy, Box::new(move |copied| ended.add(seq, copied)));
+            return Ok(());
+        }
         let blocks = fetch.blocks.iter().map(|block| block.0).collect();
-        let (ranks, seq) = (Arc::clone(ranks), fetch.seq);
+        let ranks = Arc::clone(ranks);
         let deliver = move |read: Result<KvPayload, String>| match read {
             Err(reason) => ended.add(seq, Err(reason)),
             Ok(payload) => {
@@ -182,7 +236,7 @@ impl Fetches {
                 }
             }
         };
-        port.read(fetch.lease.seq, fetch.sources(), Box::new(deliver));
+        port.read(fetch.lease.id, fetch.sources(), Box::new(deliver));
         Ok(())
     }
 

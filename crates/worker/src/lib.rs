@@ -3,6 +3,7 @@
 mod cpu;
 mod cuda;
 mod executor;
+mod in_flight;
 mod kv_port;
 mod nodes;
 mod ranks;

@@ -11,7 +11,7 @@ use stallfree_comm::Part;
 use stallfree_core::{Batch, Chunk, PENDING_TOKEN, SampleSpec, SeqId, StepOutput, TokenId};
 use stallfree_kernels::{Backend, RaggedSeq, SampleRows, StepInputs, chosen_at};
 use stallfree_models::Model;
-use stallfree_transfer::{KvPart, KvPayload};
+use stallfree_transfer::{KvPart, KvPayload, RankMemory};
 
 use crate::submitted::{Purpose, SamplerError, Submitted};
 
@@ -79,6 +79,11 @@ impl<B: Backend> Runner<B> {
     pub(crate) fn kv_part(&self) -> KvPart {
         let (config, part) = (self.model.config(), self.model.part());
         KvPart { layers: config.layers_of(part), heads: config.kv_heads_of(part.tensor) }
+    }
+
+    /// Returns the KV cache, where others can copy from it and into it.
+    pub(crate) fn kv_memory(&self) -> Option<RankMemory> {
+        Some(RankMemory { part: self.kv_part(), cache: self.backend.device_kv()? })
     }
 
     /// Copies blocks out: the bytes of a piece, and the pieces.

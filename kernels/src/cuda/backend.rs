@@ -20,7 +20,7 @@ use super::recordings::{Recording, Recordings, padded_context, padded_seqs, shap
 use super::step::{Padding, Staging, Step, tiles};
 use super::upload::WeightUpload;
 use super::{
-    CudaError, Epilogue, Gather, HeadShape, KvLayer, Operands, PagedAttentionDecode,
+    CudaError, CudaKv, Epilogue, Gather, HeadShape, KvLayer, Operands, PagedAttentionDecode,
     PagedAttentionPrefill, ProductShape, Products, QkNorms, RmsNorm, RopeKvWrite, Sample,
     SampleOperands, SamplePart, SiluMul, Toolchain,
 };
@@ -102,7 +102,7 @@ struct Attention {
 /// Blocks one after the other, all layers of a block together.
 #[derive(Debug)]
 struct Cache {
-    arena: DeviceArena,
+    arena: Arc<DeviceArena>,
     all: DeviceSlice,
     spec: KvSpec,
 }
@@ -452,12 +452,17 @@ impl Backend for CudaBackend {
         let all = arena.take("the KV cache", bytes).map_err(error)?;
         // A masked key's value is multiplied by zero, which a NaN left by others survives.
         self.stream.fill(all, 0).map_err(error)?;
-        self.cache = Some(Cache { arena, all, spec: spec.clone() });
+        self.cache = Some(Cache { arena: Arc::new(arena), all, spec: spec.clone() });
         Ok(())
     }
 
     fn kv_piece_bytes(&self) -> usize {
         self.cache.as_ref().map_or(0, |cache| KvBlock::new(&cache.spec).piece_bytes())
+    }
+
+    fn device_kv(&self) -> Option<CudaKv> {
+        let Cache { arena, all, spec } = self.cache.as_ref()?;
+        Some(CudaKv::new(&self.tools.device, arena, *all, spec))
     }
 
     fn read_kv(&mut self, blocks: &[u32]) -> Vec<u8> {

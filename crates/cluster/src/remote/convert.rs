@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use stallfree_core::{
-    BlockId, FinishReason, InstanceId, KvLease, Request, SamplingParams, SeqId, StopRules, Time,
-    TokenLogprob,
+    BlockId, FinishReason, InstanceId, KvLease, LeaseId, Request, SamplingParams, SeqId, StopRules,
+    Time, TokenLogprob,
 };
 use stallfree_engine::{
     Admission, EngineStats, Finished, HandedOver, OutputSender, OutputToken, Progress, SeqOutput,
@@ -156,10 +156,11 @@ fn sampling_in(params: wire::Sampling) -> SamplingParams {
 }
 
 pub(crate) fn lease_out(lease: &KvLease) -> wire::Lease {
-    let KvLease { instance, seq, num_tokens, blocks } = lease;
+    let KvLease { instance, id: LeaseId { seq, generation }, num_tokens, blocks } = lease;
     wire::Lease {
         instance: instance.0,
         seq: seq.0,
+        generation: *generation,
         num_tokens: *num_tokens as u64,
         blocks: blocks.iter().map(|block| block.0).collect(),
     }
@@ -168,7 +169,7 @@ pub(crate) fn lease_out(lease: &KvLease) -> wire::Lease {
 pub(crate) fn lease_in(lease: wire::Lease) -> KvLease {
     KvLease {
         instance: InstanceId(lease.instance),
-        seq: SeqId(lease.seq),
+        id: LeaseId { seq: SeqId(lease.seq), generation: lease.generation },
         num_tokens: count(lease.num_tokens),
         blocks: lease.blocks.into_iter().map(BlockId).collect(),
     }
@@ -194,11 +195,21 @@ pub(crate) fn progress_in(progress: &wire::Progress) -> Progress {
 }
 
 fn times_out(times: &SeqTimes) -> wire::Times {
-    let SeqTimes { arrived, scheduled, first_token, last_token, finished } = times;
+    let SeqTimes {
+        arrived,
+        scheduled,
+        first_token,
+        kv_transfer_started,
+        kv_transfer_ended,
+        last_token,
+        finished,
+    } = times;
     wire::Times {
         arrived: time_out(*arrived),
         scheduled: scheduled.map(time_out),
         first_token: first_token.map(time_out),
+        kv_transfer_started: kv_transfer_started.map(time_out),
+        kv_transfer_ended: kv_transfer_ended.map(time_out),
         last_token: last_token.map(time_out),
         finished: time_out(*finished),
     }
@@ -209,6 +220,8 @@ fn times_in(times: &wire::Times) -> SeqTimes {
         arrived: time_in(times.arrived),
         scheduled: times.scheduled.map(time_in),
         first_token: times.first_token.map(time_in),
+        kv_transfer_started: times.kv_transfer_started.map(time_in),
+        kv_transfer_ended: times.kv_transfer_ended.map(time_in),
         last_token: times.last_token.map(time_in),
         finished: time_in(times.finished),
     }
@@ -363,7 +376,6 @@ pub(crate) fn report_in(report: &wire::Report) -> (EngineStats, Load) {
 
 #[cfg(test)]
 mod tests {
-    use prost::Message as _;
     use stallfree_engine::output_stream;
 
     use super::*;
@@ -377,6 +389,8 @@ mod tests {
             arrived: at(1),
             scheduled: Some(at(2)),
             first_token: Some(at(3)),
+            kv_transfer_started: Some(at(4)),
+            kv_transfer_ended: None,
             last_token: None,
             finished: at(5),
         }
@@ -418,7 +432,8 @@ mod tests {
         let request =
             Request { prompt: vec![1, 2, 3], sampling: Arc::new(sampling), stop, priority: -4 };
         let blocks = vec![BlockId(5), BlockId(0)];
-        let kv = KvLease { instance: InstanceId(2), seq: SeqId(7), num_tokens: 30, blocks };
+        let id = LeaseId { seq: SeqId(7), generation: 1 << 40 };
+        let kv = KvLease { instance: InstanceId(2), id, num_tokens: 30, blocks };
         for (kv, until) in [(None, Until::End), (Some(Arc::new(kv)), Until::NextToken)] {
             let seq = HandedOver {
                 id: SeqId(7),

@@ -274,6 +274,8 @@ pub(crate) struct Lease {
     pub(crate) num_tokens: u64,
     #[prost(uint32, repeated, tag = "4")]
     pub(crate) blocks: Vec<u32>,
+    #[prost(uint64, tag = "5")]
+    pub(crate) generation: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -308,6 +310,10 @@ pub(crate) struct Times {
     pub(crate) last_token: Option<u64>,
     #[prost(uint64, tag = "5")]
     pub(crate) finished: u64,
+    #[prost(uint64, optional, tag = "6")]
+    pub(crate) kv_transfer_started: Option<u64>,
+    #[prost(uint64, optional, tag = "7")]
+    pub(crate) kv_transfer_ended: Option<u64>,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -131,7 +131,7 @@ impl RemoteInstance {
     /// Others take a sequence on.
     fn hand_over(&self, wire::HandOver { kv, progress }: wire::HandOver) {
         let kv = convert::lease_in(kv);
-        let seq = self.lock().seqs.remove(&kv.seq);
+        let seq = self.lock().seqs.remove(&kv.id.seq);
         match seq {
             Some(mut seq) => {
                 seq.kv = Some(Arc::new(kv));
@@ -145,7 +145,7 @@ impl RemoteInstance {
 
     fn release(&self, lease: wire::Lease) {
         let lease = convert::lease_in(lease);
-        if let Some(seq) = self.lock().seqs.get_mut(&lease.seq) {
+        if let Some(seq) = self.lock().seqs.get_mut(&lease.id.seq) {
             seq.kv = None;
         }
         self.link().release(&lease);
@@ -234,6 +234,8 @@ impl Instance for RemoteInstance {
                 self.order(OrderKind::Renew(wire::Seqs { seqs }));
                 return Ok(());
             }
+            // It fetches everything once the sequence is there.
+            Command::Offer(_) | Command::Retract(_) => return Ok(()),
         };
         let run = convert::run_out(&seq, until);
         state.seqs.insert(seq.id, seq);
