@@ -4,6 +4,7 @@
 
 mod deployment;
 mod doctor;
+mod instance;
 mod number;
 mod serve;
 mod unknown;
@@ -20,6 +21,7 @@ use crate::calibrate::CalibrateArgs;
 
 pub(crate) use deployment::{DeploymentArgs, Mode, Overrides, ReplicaSpec};
 pub(crate) use doctor::{DoctorArgs, LibraryName};
+pub(crate) use instance::InstanceArgs;
 pub(crate) use number::{Auto, positive};
 pub(crate) use serve::{
     CacheArgs, DeviceKind, Dtype, EngineArgs, Kernels, LoadFormat, ModelArgs, SchedulerArgs,
@@ -41,6 +43,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Serve a model to OpenAI clients over HTTP
     Serve(Box<ServeArgs>),
+    /// Compute for a server, in a process of its own, on its machine or another
+    Instance(Box<InstanceArgs>),
     /// Chat with a model in the terminal
     Chat(Box<ChatArgs>),
     /// Measure a server or an engine: latencies, stalls, capacity

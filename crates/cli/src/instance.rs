@@ -1,7 +1,9 @@
 //! A running engine with its model: opens the files, reads tokenizer and template, loads the weights, starts the thread.
 
+mod joining;
 mod simulation;
 
+pub(crate) use joining::run;
 pub(crate) use simulation::sizes;
 
 use std::path::Path;
@@ -9,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use stallfree_cluster::{Cluster, ClusterConfig, Role, Start};
+use stallfree_cluster::{Cluster, ClusterConfig, GateConfig, Role, Start};
 use stallfree_core::{Clock, Executor, InstanceId, LeaseBook, WallClock};
 use stallfree_engine::{Engine, EngineHandle, EngineInfo, StepObserver, ThreadedEngine};
 use stallfree_kernels::cpu::CpuConfig;
@@ -41,7 +43,7 @@ pub(crate) struct Instance {
     pub(crate) metrics: Arc<Metrics>,
     /// What belongs to the model beside its weights.
     pub(crate) companions: Companions,
-    /// What starting each of its engines found; at least one.
+    /// What starting each of its engines in this process found.
     pub(crate) reports: Vec<StartReport>,
 }
 
@@ -94,17 +96,21 @@ pub(crate) struct Built {
 /// The model can't be read or is not supported, or the machine is too small for it.
 pub(crate) fn start(path: &Path, name: &str, config: &DeploymentConfig) -> Result<Instance> {
     let clock = WallClock::start();
-    let (_, first) = config.instances.first().context("a deployment needs an instance")?;
-    let checkpoint = open(path, first.weights)?;
+    let checkpoint = open(path, config.base.weights)?;
     tracing::info!("Model {name}: {}", checkpoint.describe());
-    let opened = clock.now();
+    let (opened, ports) = (clock.now(), Ports::default());
+    // An address that is taken shows now, not after minutes of loading; who comes early waits.
+    let gate = config.gate.as_ref();
+    let gate = gate.map(|args| joining::gate(args, &ports, (&checkpoint, &config.base)));
+    let gate = gate.transpose()?;
     // The two don't need each other, and the tokenizer keeps one core busy for as long as a small model's weights do.
     let (companions, built) = std::thread::scope(|scope| {
         let companions = scope.spawn(|| {
             let started = clock.now();
-            companions(&checkpoint, first).map(|companions| (companions, clock.now() - started))
+            companions(&checkpoint, &config.base)
+                .map(|companions| (companions, clock.now() - started))
         });
-        let built = build_all(&checkpoint, path, name, config);
+        let built = build_all(&checkpoint, path, name, config, &ports);
         (companions.join(), built)
     });
     let (companions, tokenizer_time) =
@@ -132,7 +138,9 @@ pub(crate) fn start(path: &Path, name: &str, config: &DeploymentConfig) -> Resul
         reports.push(StartReport { role: *role, worker, policy, scheduler, model_len, phases });
         starts.push(Start { engine, role: *role, leases });
     }
-    Ok(Instance { engine: drive(starts, config)?, metrics, companions, reports })
+    let engine = drive(starts, gate, config)?;
+    let metrics = metrics.unwrap_or_else(|| Metrics::new(name, engine.info().max_model_len));
+    Ok(Instance { engine, metrics, companions, reports })
 }
 
 /// An engine of a deployment.
@@ -141,14 +149,14 @@ struct Member {
     leases: LeaseBook,
 }
 
-/// Builds a deployment's engines, all of which fill the same metrics.
+/// Builds a deployment's engines, all of which fill the same metrics, if there are any.
 fn build_all(
     checkpoint: &Checkpoint,
     path: &Path,
     name: &str,
     deployment: &DeploymentConfig,
-) -> Result<(Arc<Metrics>, Vec<Member>)> {
-    let ports = Ports::default();
+    ports: &Ports,
+) -> Result<(Option<Arc<Metrics>>, Vec<Member>)> {
     let mut metrics: Option<Arc<Metrics>> = None;
     let mut members = Vec::new();
     for (index, (role, config)) in (0..).zip(&deployment.instances) {
@@ -156,25 +164,29 @@ fn build_all(
             tracing::info!("Instance {index} ({role})");
         }
         let leases = LeaseBook::default();
-        let seat = Seat { ports: &ports, instance: InstanceId(index), leases: &leases };
+        let seat = Seat { ports, instance: InstanceId(index), leases: &leases };
         let started = start_worker(checkpoint, path, config, Some(&seat))?;
         let built = build(started, config, |scheduler| {
             let metrics =
                 metrics.get_or_insert_with(|| Metrics::new(name, scheduler.max_model_len));
-            metrics.observer()
+            Some(metrics.observer())
         })?;
         members.push(Member { built, leases });
     }
-    Ok((metrics.context("a deployment needs an instance")?, members))
+    Ok((metrics, members))
 }
 
-/// Starts the threads.
-fn drive(starts: Vec<Start>, config: &DeploymentConfig) -> Result<Arc<dyn EngineHandle>> {
+/// Starts the threads, and waits for instances in other processes.
+fn drive(
+    starts: Vec<Start>,
+    gate: Option<GateConfig>,
+    config: &DeploymentConfig,
+) -> Result<Arc<dyn EngineHandle>> {
     let clock: Arc<dyn Clock> = Arc::new(WallClock::start());
-    let max_waiting = config.instances.first().map_or(0, |(_, config)| config.max_num_waiting);
-    if starts.len() > 1 {
+    let max_waiting = config.base.max_num_waiting;
+    if starts.len() > 1 || gate.is_some() {
         let dispatch = stallfree_cluster::build(&config.dispatch)?;
-        let config = ClusterConfig { dispatch, clock, max_waiting, gate: None };
+        let config = ClusterConfig { dispatch, clock, max_waiting, gate };
         return Ok(Arc::new(Cluster::spawn(starts, config)?));
     }
     let start = starts.into_iter().next().context("a deployment needs an instance")?;
@@ -197,7 +209,7 @@ pub(crate) fn engine(
             start_worker(&open(path, config.weights)?, path, config, None)?
         }
     };
-    build(started, config, |_| observer)
+    build(started, config, |_| Some(observer))
 }
 
 /// Reads the tokenizer of the model at `path` alone.
@@ -227,7 +239,7 @@ struct Started {
 fn build(
     started: Started,
     config: &InstanceConfig,
-    observer: impl FnOnce(&SchedulerConfig) -> Box<dyn StepObserver>,
+    observer: impl FnOnce(&SchedulerConfig) -> Option<Box<dyn StepObserver>>,
 ) -> Result<Built> {
     let Started { executor, worker, model_len, vocab_size } = started;
     let scheduler = SchedulerConfig {
@@ -242,7 +254,7 @@ fn build(
     };
     let planner = Planner::new(scheduler.clone(), worker.kv, &config.policy)?;
     let observer = observer(&scheduler);
-    let engine = Engine::new(planner, executor, Some(observer), info);
+    let engine = Engine::new(planner, executor, observer, info);
     Ok(Built { engine, worker, scheduler, vocab_size })
 }
 

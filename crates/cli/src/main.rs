@@ -15,6 +15,7 @@ mod model_source;
 mod models;
 mod schedulers;
 mod serve;
+mod signals;
 
 use std::process::ExitCode;
 
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
     }
     let done = match &parsed.cli.command {
         Command::Serve(args) => serve::run(args, &environment),
+        Command::Instance(args) => instance::run(args, &environment),
         Command::Bench(args) => bench::run(args, &environment),
         Command::Calibrate(args) => calibrate::run(args, &environment),
         Command::Schedulers => schedulers::print_all(),

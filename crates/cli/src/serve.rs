@@ -2,8 +2,7 @@
 
 mod front;
 mod private;
-mod report;
-mod signals;
+pub(crate) mod report;
 
 use anyhow::{Context as _, Result};
 use stallfree_core::{Clock as _, WallClock};
@@ -11,9 +10,9 @@ use tokio::net::TcpSocket;
 use tokio::runtime::Runtime;
 
 use crate::args::ServeArgs;
-use crate::config::{DeploymentConfig, FrontConfig, WeightsFrom};
+use crate::config::{DeploymentConfig, FrontConfig};
 use crate::environment::Environment;
-use crate::{instance, model_source};
+use crate::{instance, model_source, signals};
 
 pub(crate) use private::PrivateServer;
 
@@ -28,15 +27,13 @@ pub(crate) fn run(args: &ServeArgs, environment: &Environment) -> Result<()> {
     let clock = WallClock::start();
     let config = DeploymentConfig::resolve(&args.engine, &args.deployment, environment)?;
     let front = FrontConfig::resolve(&args.server, environment)?;
-    if let Some((_, ranks)) = config.instances.first()
-        && ranks.nodes.as_ref().is_some_and(|nodes| nodes.node > 0)
-    {
-        let found = model_source::find(&args.engine.model, ranks.weights, environment)?;
-        return instance::run_node(&found.path, ranks);
+    let weights = config.base.weights;
+    if config.base.nodes.as_ref().is_some_and(|nodes| nodes.node > 0) {
+        let found = model_source::find(&args.engine.model, weights, environment)?;
+        return instance::run_node(&found.path, &config.base);
     }
     // A port that is taken shows now, not after minutes of loading.
     let socket = bind(&front)?;
-    let weights = config.instances.first().map_or(WeightsFrom::Files, |(_, first)| first.weights);
     let found = model_source::find(&args.engine.model, weights, environment)?;
     let found_at = clock.now();
     let name = front.served_model_names.first().map_or(found.name(), String::as_str).to_owned();

@@ -29,11 +29,11 @@ struct Told(Mutex<Vec<(InstanceId, Option<Vec<u8>>)>>);
 
 impl Neighbours for Told {
     fn came(&self, instance: InstanceId, kv_address: &[u8]) {
-        self.0.lock().unwrap().push((instance, Some(kv_address.to_vec())));
+        self.0.lock().expect("no panic").push((instance, Some(kv_address.to_vec())));
     }
 
     fn left(&self, instance: InstanceId) {
-        self.0.lock().unwrap().push((instance, None));
+        self.0.lock().expect("no panic").push((instance, None));
     }
 }
 
@@ -96,7 +96,7 @@ impl Far {
             joined.run(engine, leases, async {
                 // Nobody stops it if the test has ended.
                 if stopped.await.is_err() {
-                    std::future::pending().await
+                    std::future::pending::<()>().await;
                 }
             })
         };
@@ -191,7 +191,7 @@ fn check(here: &[Role], there: &[(Role, Option<Fault>)]) {
     }
     world.wait_until_empty();
     let faults = there.iter().map(|(_, fault)| fault.is_some());
-    let told = world.told.0.lock().unwrap().clone();
+    let told = world.told.0.lock().expect("no panic").clone();
     let came = told.iter().filter(|(_, address)| address.is_some()).count();
     assert_eq!(came, there.len());
     for (fails, ended) in faults.clone().zip(world.end()) {
@@ -237,7 +237,7 @@ fn an_instance_that_is_told_to_stop_leaves_its_sequences_to_others() {
         assert_eq!(found, Language::answer(request, MAX_MODEL_LEN));
     }
     world.wait_until_empty();
-    assert!(world.told.0.lock().unwrap().iter().any(|(_, address)| address.is_none()));
+    assert!(world.told.0.lock().expect("no panic").iter().any(|(_, address)| address.is_none()));
     // Another one may come.
     let network = MockNetwork::default();
     world.far.push(Far::start(world.port, Role::Mixed, &network, None));

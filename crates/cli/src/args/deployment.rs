@@ -23,6 +23,14 @@ pub(crate) struct DeploymentArgs {
     /// Which instance gets a sequence: least-tokens, least-requests, round-robin
     #[arg(long, value_name = "NAME", default_value = "least-tokens")]
     pub(crate) dispatch_policy: String,
+    /// Where instances in processes of their own join, which `stallfree instance` starts; they compute
+    /// beside those of --replica-spec, or alone
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) instances_listen: Option<String>,
+    /// How many of them to wait for before clients are let in
+    /// [default: 1, or none beside --replica-spec]
+    #[arg(long, value_name = "N", requires = "instances_listen")]
+    pub(crate) wait_for_instances: Option<usize>,
     /// What is different on instances that prefill.
     #[command(flatten)]
     pub(crate) prefill: PrefillArgs,

@@ -1,19 +1,36 @@
 //! Which instances there are, and what each of them is for.
 
-use anyhow::{Result, bail};
+use std::net::{SocketAddr, ToSocketAddrs as _};
+
+use anyhow::{Context as _, Result, bail};
 use stallfree_cluster::{Role, roles};
 
 use super::{DeviceConfig, InstanceConfig};
 use crate::args::{DeploymentArgs, EngineArgs, Mode, Overrides, ReplicaSpec};
 use crate::environment::Environment;
 
-/// The instances of a server, at least one.
+/// The instances of a server: at least one here, or a way for others to join.
 #[derive(Clone, Debug)]
 pub(crate) struct DeploymentConfig {
-    /// Each one's role and settings.
+    /// What is the same for all: the model, and how clients see it.
+    pub(crate) base: InstanceConfig,
+    /// The role and the settings of each in this process.
     pub(crate) instances: Vec<(Role, InstanceConfig)>,
+    /// How those in processes of their own join.
+    pub(crate) gate: Option<GateArgs>,
     /// The dispatch policy's name.
     pub(crate) dispatch: String,
+}
+
+/// How instances in processes of their own join.
+#[derive(Clone, Debug)]
+pub(crate) struct GateArgs {
+    /// Where.
+    pub(crate) listen: SocketAddr,
+    /// How many of them to wait for.
+    pub(crate) wait_for: usize,
+    /// Whether some may prefill and others decode.
+    pub(crate) separates: bool,
 }
 
 impl DeploymentConfig {
@@ -31,29 +48,20 @@ impl DeploymentConfig {
             tensor: engine.cache.tensor_parallel_size,
             pipeline: engine.cache.pipeline_parallel_size,
         };
+        let gate = gate(args)?;
         let specs = match (&args.replica_spec[..], args.mode) {
+            ([], _) if gate.is_some() => Vec::new(),
             ([], Mode::Simple) => vec![own],
             ([], Mode::Distserve) => vec![own; 2],
             (specs, _) => specs.to_vec(),
         };
-        let partition = match (args.mode, args.partition_id) {
-            (Mode::Simple, None) => specs.len(),
-            (Mode::Simple, Some(_)) => bail!("--partition-id is for --mode distserve"),
-            (Mode::Distserve, given) => given.unwrap_or(specs.len() / 2),
-        };
-        if partition == 0 || partition > specs.len() {
-            bail!(
-                "--partition-id {partition}: with {} instances it is from 1 to {}",
-                specs.len(),
-                specs.len()
-            );
-        }
+        let roles = roles_of(&specs, args, gate.is_some())?;
         if specs.len() > 1 && engine.cache.nnodes > 1 {
             bail!("--nnodes: ranks in several processes make one instance, not {}", specs.len());
         }
         let mut instances = Vec::new();
         let mut next_gpu = 0;
-        for (spec, role) in specs.iter().zip(roles(specs.len(), partition)) {
+        for (spec, role) in specs.iter().zip(roles) {
             let overrides = match role {
                 Role::Prefill => args.prefill.overrides(),
                 Role::Decode => args.decode.overrides(),
@@ -66,8 +74,50 @@ impl DeploymentConfig {
             instances.push((role, config));
         }
         share_gpus(&mut instances, stallfree_device::probe().gpus.len())?;
-        Ok(Self { instances, dispatch: args.dispatch_policy.clone() })
+        let base = match instances.first() {
+            Some((_, first)) => first.clone(),
+            None => InstanceConfig::resolve(engine, environment)?,
+        };
+        if base.nodes.is_some() && gate.is_some() {
+            bail!("--nnodes: ranks in several processes make one instance, which no others join");
+        }
+        Ok(Self { base, instances, gate, dispatch: args.dispatch_policy.clone() })
     }
+}
+
+/// Finds out what each instance of this process is for. Where others may join, all of them may prefill, or all decode.
+fn roles_of(specs: &[ReplicaSpec], args: &DeploymentArgs, joined: bool) -> Result<Vec<Role>> {
+    let count = specs.len();
+    let partition = match (args.mode, args.partition_id) {
+        (Mode::Simple, None) => return Ok(vec![Role::Mixed; count]),
+        (Mode::Simple, Some(_)) => bail!("--partition-id is for --mode distserve"),
+        (Mode::Distserve, given) => given.unwrap_or(count / 2),
+    };
+    let least = usize::from(!joined);
+    if partition < least || partition > count {
+        bail!("--partition-id {partition}: with {count} instances it is from {least} to {count}");
+    }
+    if joined {
+        let role = |index| if index < partition { Role::Prefill } else { Role::Decode };
+        return Ok((0..count).map(role).collect());
+    }
+    Ok(roles(count, partition))
+}
+
+fn gate(args: &DeploymentArgs) -> Result<Option<GateArgs>> {
+    let Some(listen) = &args.instances_listen else { return Ok(None) };
+    let mut found = listen.to_socket_addrs().with_context(|| {
+        format!(
+            "--instances-listen {listen} is not an address of this machine, such as 0.0.0.0:7000"
+        )
+    })?;
+    let listen =
+        found.next().with_context(|| format!("--instances-listen {listen}: no such host"))?;
+    Ok(Some(GateArgs {
+        listen,
+        wait_for: args.wait_for_instances.unwrap_or(usize::from(args.replica_spec.is_empty())),
+        separates: args.mode == Mode::Distserve,
+    }))
 }
 
 fn apply(engine: &EngineArgs, spec: ReplicaSpec, overrides: &Overrides) -> EngineArgs {

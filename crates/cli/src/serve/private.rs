@@ -8,7 +8,7 @@ use tokio::runtime::Runtime;
 
 use super::{front, report, runtime};
 use crate::args::ServeArgs;
-use crate::config::{DeploymentConfig, FrontConfig, WeightsFrom};
+use crate::config::{DeploymentConfig, FrontConfig};
 use crate::environment::Environment;
 use crate::{instance, model_source};
 
@@ -30,9 +30,7 @@ impl PrivateServer {
             api_keys: Vec::new(),
             ..FrontConfig::resolve(&args.server, environment)?
         };
-        let weights =
-            config.instances.first().map_or(WeightsFrom::Files, |(_, first)| first.weights);
-        let found = model_source::find(&args.engine.model, weights, environment)?;
+        let found = model_source::find(&args.engine.model, config.base.weights, environment)?;
         let instance = instance::start(&found.path, found.name(), &config)?;
         instance.reports.iter().for_each(report::warn);
         let state = front::state(instance, &found, front);

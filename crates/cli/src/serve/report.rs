@@ -7,7 +7,7 @@ use crate::console::{bytes, thousands};
 use crate::instance::StartReport;
 
 /// Logs times, memory, and what the KV cache holds, for each instance.
-pub(super) fn print(reports: &[StartReport], found: Duration, total: Duration) {
+pub(crate) fn print(reports: &[StartReport], found: Duration, total: Duration) {
     for (index, report) in reports.iter().enumerate() {
         if reports.len() > 1 {
             tracing::info!("Instance {index} ({})", report.role);
@@ -18,7 +18,7 @@ pub(super) fn print(reports: &[StartReport], found: Duration, total: Duration) {
     tracing::info!("Ready after {:.3} s", total.as_secs_f64());
 }
 
-fn print_one(report: &StartReport, before: &[(&str, Duration)]) {
+pub(crate) fn print_one(report: &StartReport, before: &[(&str, Duration)]) {
     warn(report);
     let worker = &report.worker;
     tracing::info!("Device: {}", worker.device);

@@ -1,6 +1,7 @@
 //! The binary as a user starts it, with a tiny model.
 
 mod experiments;
+mod instances;
 mod nodes;
 mod server;
 

@@ -78,6 +78,12 @@ impl Server {
         Ok(response.into_body().into_reader())
     }
 
+    /// Returns what a path answers.
+    pub(crate) fn get(&self, path: &str) -> String {
+        let answer = ureq::get(format!("{}{path}", self.url)).call().expect("an answer");
+        answer.into_body().read_to_string().expect("text")
+    }
+
     /// Posts a body with headers and returns the answer, whatever its status.
     pub(crate) fn ask(
         &self,

@@ -11,7 +11,7 @@ const INTERRUPTED: i32 = 130;
 ///
 /// # Errors
 /// The system allows no handler.
-pub(super) fn first() -> io::Result<impl Future<Output = ()> + Send + 'static> {
+pub(crate) fn first() -> io::Result<impl Future<Output = ()> + Send + 'static> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     Ok(async move {
@@ -24,6 +24,14 @@ pub(super) fn first() -> io::Result<impl Future<Output = ()> + Send + 'static> {
             exit();
         });
     })
+}
+
+/// Completes with the first signal; never, if the system allows no handler.
+pub(crate) async fn stop() {
+    match first() {
+        Ok(signal) => signal.await,
+        Err(_) => std::future::pending().await,
+    }
 }
 
 #[expect(clippy::exit, reason = "asked twice to stop, nothing is worth another moment")]

@@ -1,0 +1,160 @@
+//! Instances in processes of their own: what they must have in common, and how they reach each other's KV.
+
+use std::net::{
+    IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs as _, UdpSocket,
+};
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, bail};
+use stallfree_cluster::{Agreement, GateConfig, JoinConfig, Neighbours};
+use stallfree_core::{InstanceId, LeaseBook};
+use stallfree_models::Checkpoint;
+use stallfree_transfer::{KvAddress, KvNetwork, KvServer, Ports};
+
+use super::{Built, NODE_PATIENCE, Seat, StartReport, build, open, start_worker};
+use crate::args::InstanceArgs;
+use crate::config::{DeviceConfig, GateArgs, InstanceConfig};
+use crate::environment::Environment;
+use crate::serve::report;
+use crate::{model_source, signals};
+
+/// The KV of all processes of a deployment, as this one reads and shows it.
+#[derive(Debug)]
+pub(super) struct Reach {
+    ports: Ports,
+    network: KvNetwork,
+    server: KvServer,
+    /// Where a process is that listens on all interfaces.
+    host: Option<IpAddr>,
+}
+
+impl Reach {
+    /// Shows the blocks behind `ports` to others, at the address `host` of this machine.
+    fn open(host: IpAddr, ports: &Ports, server: Option<IpAddr>) -> Result<Self> {
+        let (ports, network) = (ports.clone(), KvNetwork::new(None));
+        let server_here = KvServer::start(host, ports.clone(), None)
+            .with_context(|| format!("other processes can't be let read KV at {host}"))?;
+        Ok(Self { ports, network, server: server_here, host: server })
+    }
+}
+
+impl Neighbours for Reach {
+    fn came(&self, instance: InstanceId, kv_address: &[u8]) {
+        match KvAddress::from_bytes(kv_address, self.host) {
+            Ok(address) => self.ports.open(instance, self.network.port(instance, address)),
+            // What is not fetched is computed.
+            Err(error) => tracing::warn!("KV of instance {instance} can't be read: {error}"),
+        }
+    }
+
+    fn left(&self, instance: InstanceId) {
+        self.ports.close(instance);
+    }
+}
+
+/// Opens a deployment's gate for instances in other processes.
+///
+/// # Errors
+/// The address can't be listened on.
+pub(super) fn gate(
+    args: &GateArgs,
+    ports: &Ports,
+    (checkpoint, config): (&Checkpoint, &InstanceConfig),
+) -> Result<GateConfig> {
+    let listener = TcpListener::bind(args.listen).with_context(|| {
+        format!("can't listen on {}; choose another --instances-listen", args.listen)
+    })?;
+    let reach = Reach::open(args.listen.ip(), ports, None)?;
+    Ok(GateConfig {
+        listener,
+        agreement: agreement(checkpoint, config),
+        separates: args.separates,
+        kv_address: reach.server.address().to_bytes(),
+        neighbours: Arc::new(reach),
+        wait_for: args.wait_for,
+    })
+}
+
+fn agreement(checkpoint: &Checkpoint, config: &InstanceConfig) -> Agreement {
+    Agreement {
+        model: checkpoint.describe(),
+        vocab_size: checkpoint.config().vocab_size,
+        block_size: config.block_size,
+        kv_type: match &config.device {
+            DeviceConfig::Cpu(cpu) => format!("{:?} on a CPU", cpu.kv_type),
+            DeviceConfig::Cuda(_) => "on a GPU".to_owned(),
+            DeviceConfig::Sim(_) => "simulated".to_owned(),
+        },
+    }
+}
+
+/// Runs an instance until its server ends or this process is told to.
+///
+/// # Errors
+/// A flag doesn't work, there is no server, it has no use for this instance, or either of them fails.
+pub(crate) fn run(args: &InstanceArgs, environment: &Environment) -> Result<()> {
+    let config = InstanceConfig::resolve(&args.engine, environment)?;
+    if config.nodes.is_some() {
+        bail!("--nnodes: ranks in several processes can't join another server");
+    }
+    let found = model_source::find(&args.engine.model, config.weights, environment)?;
+    let checkpoint = open(&found.path, config.weights)?;
+    let (server, ports) = (address(&args.joining.join)?, Ports::default());
+    let reach = Reach::open(own_address(server)?, &ports, Some(server.ip()))?;
+    tracing::info!("Joining the server at {}", args.joining.join);
+    let joined = stallfree_cluster::join(&JoinConfig {
+        server: args.joining.join.clone(),
+        agreement: agreement(&checkpoint, &config),
+        role: args.joining.role.into(),
+        kv_address: reach.server.address().to_bytes(),
+        neighbours: Arc::new(reach),
+        patience: NODE_PATIENCE,
+    })?;
+    let (instance, leases) = (joined.instance(), LeaseBook::default());
+    tracing::info!("This is instance {instance}");
+    let seat = Seat { ports: &ports, instance, leases: &leases };
+    let started = start_worker(&checkpoint, &found.path, &config, Some(&seat))?;
+    let Built { engine, worker, scheduler, .. } = build(started, &config, |_| None)?;
+    let report = StartReport {
+        role: args.joining.role.into(),
+        phases: worker.phases.clone(),
+        worker,
+        policy: config.policy.clone(),
+        scheduler,
+        model_len: checkpoint.config().max_model_len(),
+    };
+    report::print_one(&report, &[]);
+    tracing::info!("Running for {}", args.joining.join);
+    joined.run(engine, leases, signals::stop())?;
+    tracing::info!("Stopped");
+    Ok(())
+}
+
+fn address(server: &str) -> Result<SocketAddr> {
+    let mut found = server.to_socket_addrs().with_context(|| format!("--join {server}"))?;
+    found.next().with_context(|| format!("--join {server}: there is no such host"))
+}
+
+/// Returns this machine's address as the server sees it.
+fn own_address(server: SocketAddr) -> Result<IpAddr> {
+    let any: IpAddr = match server {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    // Connecting sends nothing: it only looks for the way.
+    let socket = UdpSocket::bind((any, 0))?;
+    socket.connect(server).with_context(|| format!("there is no way to {server}"))?;
+    Ok(socket.local_addr()?.ip())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_is_reached_by_the_way_to_its_server() {
+        let server = address("127.0.0.1:9").expect("an address");
+        assert_eq!(own_address(server).expect("a way"), server.ip());
+        assert!(address("nowhere").is_err());
+    }
+}

@@ -1,0 +1,226 @@
+//! A server whose instances are processes of their own, some of which are killed.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::Child;
+use std::thread;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use stallfree_core::{Clock as _, WallClock};
+use tempfile::{NamedTempFile, TempDir};
+
+use crate::server::{Server, stallfree, tiny_model};
+
+/// What computes the same tokens everywhere.
+const ENGINE: [&str; 2] = ["--device=cpu", "--threads=1"];
+
+/// The process of an instance, which ends with the test, and its log.
+struct Far(Child, NamedTempFile);
+
+impl Far {
+    fn start(model: &Path, port: u16, role: &str) -> Self {
+        let mut command = stallfree();
+        command.arg("instance").arg(model).args(ENGINE);
+        command.arg(format!("--join=127.0.0.1:{port}")).arg(format!("--role={role}"));
+        command.args(["--kv-cache-memory-bytes=16M", "--max-num-batched-tokens=256"]);
+        let log = NamedTempFile::new().expect("a file");
+        command.stderr(log.reopen().expect("the file"));
+        Self(command.spawn().expect("the binary starts"), log)
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.1.path()).expect("its log")
+    }
+
+    /// Sends SIGKILL.
+    fn kill(&mut self) {
+        self.0.kill().expect("it runs");
+    }
+}
+
+impl Drop for Far {
+    fn drop(&mut self) {
+        let _ended = self.0.kill().and_then(|()| self.0.wait());
+    }
+}
+
+/// A server that computes nothing itself, and its instances.
+struct World {
+    server: Server,
+    far: Vec<Far>,
+    port: u16,
+    model: TempDir,
+}
+
+impl World {
+    fn start(roles: &[&str], flags: &[&str]) -> Self {
+        let model = tiny_model();
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let port = listener.local_addr().expect("its address").port();
+        drop(listener);
+        let far = roles.iter().map(|role| Far::start(model.path(), port, role)).collect();
+        let (listen, count) = (
+            format!("--instances-listen=127.0.0.1:{port}"),
+            format!("--wait-for-instances={}", roles.len()),
+        );
+        let mode = if roles.contains(&"mixed") { "--mode=simple" } else { "--mode=distserve" };
+        let own = ["--served-model-name=tiny", mode, listen.as_str(), count.as_str()];
+        let server = Server::start(model.path(), &[&ENGINE, &own[..], flags].concat());
+        Self { server, far, port, model }
+    }
+
+    /// Asks and returns the stream.
+    fn ask(&self, body: &Value) -> BufReader<impl Read + use<>> {
+        BufReader::new(self.server.post("/v1/completions", body).expect("an answer"))
+    }
+
+    /// Waits until no block is in use and nobody waits, and stays so for as long as instances may take to report: all blocks have
+    /// been given back. An engine that falls idle checks its books, and is lost if they disagree.
+    fn wait_until_empty(&self) {
+        let clock = WallClock::start();
+        let mut num_empty = 0;
+        while num_empty < 8 {
+            let metrics = self.server.get("/metrics");
+            let is_zero = |name: &&str| {
+                let line = metrics.lines().find(|line| line.starts_with(&format!("vllm:{name}{{")));
+                line.expect(name).ends_with(" 0")
+            };
+            let gauges = ["num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"];
+            num_empty = if gauges.iter().all(is_zero) { num_empty + 1 } else { 0 };
+            assert!(clock.now().since_start() < Duration::from_secs(60), "{metrics}");
+            thread::sleep(Duration::from_millis(150));
+        }
+        assert_eq!(self.server.get("/health"), "");
+    }
+}
+
+fn body(prompt: &str, max_tokens: usize) -> Value {
+    json!({
+        "model": "tiny", "prompt": prompt, "max_tokens": max_tokens, "temperature": 0,
+        "ignore_eos": true, "logprobs": 0, "stream": true,
+    })
+}
+
+/// Takes the next tokens of a stream; none at its end.
+fn next(stream: &mut impl BufRead) -> Option<Vec<String>> {
+    loop {
+        let mut line = String::new();
+        stream.read_line(&mut line).expect("a stream");
+        let event = line.trim().strip_prefix("data: ").unwrap_or_default();
+        if event == "[DONE]" {
+            return None;
+        }
+        assert!(!line.is_empty(), "the stream broke off");
+        let Ok(event) = serde_json::from_str::<Value>(event) else { continue };
+        assert!(event.get("error").is_none(), "{event}");
+        if let Some(tokens) = event["choices"][0]["logprobs"]["tokens"].as_array() {
+            return Some(tokens.iter().map(Value::to_string).collect());
+        }
+    }
+}
+
+fn rest(stream: &mut impl BufRead) -> Vec<String> {
+    std::iter::from_fn(|| next(stream)).flatten().collect()
+}
+
+/// The bodies of requests that run for a while, and their tokens on a server that nothing happens to.
+fn undisturbed() -> Vec<(Value, Vec<String>)> {
+    let model = tiny_model();
+    let server =
+        Server::start(model.path(), &[&ENGINE[..], &["--served-model-name=tiny"]].concat());
+    let bodies = (0..6).map(|index| {
+        let prompt = "what is computed here may go on there. ".repeat(1 + index * 4);
+        body(&prompt, 700)
+    });
+    let run = |body: Value| {
+        let stream = server.post("/v1/completions", &body).expect("an answer");
+        let tokens = rest(&mut BufReader::new(stream));
+        assert_eq!(tokens.len(), 700);
+        (body, tokens)
+    };
+    bodies.map(run).collect()
+}
+
+#[test]
+fn clients_get_every_token_once_whichever_process_is_killed() {
+    let expected = undisturbed();
+    // Which one is killed, and how many tokens each client has by then.
+    for (roles, victim, begun) in [
+        (&["prefill", "decode", "decode"][..], 1, 20),
+        (&["prefill", "prefill", "decode"][..], 0, 0),
+        (&["mixed", "mixed"][..], 1, 5),
+    ] {
+        let mut world = World::start(roles, &[]);
+        let mut streams: Vec<_> = expected.iter().map(|(body, _)| world.ask(body)).collect();
+        let begin = |stream: &mut BufReader<_>| {
+            let mut tokens = Vec::new();
+            while tokens.len() < begun {
+                tokens.extend(next(stream).expect("the stream goes on"));
+            }
+            tokens
+        };
+        let first: Vec<Vec<String>> = streams.iter_mut().map(begin).collect();
+        world.far[victim].kill();
+        let lost = world.server.wait_for("is lost: ");
+        // By then all are decoding, or none has begun.
+        assert!(begun == 0 || !lost.contains(" its 0 sequences"), "{lost}");
+        for ((stream, first), (_, expected)) in streams.iter_mut().zip(first).zip(&expected) {
+            let tokens = [first, rest(stream)].concat();
+            assert_eq!(&tokens, expected, "{roles:?}");
+        }
+        world.wait_until_empty();
+        // Another process takes its place, and the server ends in good order with all of them.
+        world.far[victim] = Far::start(world.model.path(), world.port, roles[victim]);
+        world.server.wait_for("is ready: ");
+        assert_eq!(rest(&mut world.ask(&expected[0].0)), expected[0].1);
+        world.server.signal("TERM");
+        assert_eq!(world.server.wait(), Some(0));
+        for far in &mut world.far {
+            assert_eq!(far.0.wait().expect("it ends").code(), Some(0));
+        }
+    }
+}
+
+#[test]
+fn blocks_come_back_from_clients_that_leave_at_any_time() {
+    let world = World::start(&["prefill", "decode"], &[]);
+    let prompt = "a long prompt whose blocks are on their way when its client leaves. ".repeat(20);
+    for wait_ms in [0, 1, 2, 5, 10, 20, 40, 80] {
+        let streams: Vec<_> = (0..4).map(|_| world.ask(&body(&prompt, 500))).collect();
+        thread::sleep(Duration::from_millis(wait_ms));
+        drop(streams);
+    }
+    world.wait_until_empty();
+    assert_eq!(rest(&mut world.ask(&body(&prompt, 40))).len(), 40);
+    world.wait_until_empty();
+}
+
+#[test]
+fn local_instances_and_joined_ones_serve_together() {
+    let expected = &undisturbed()[1];
+    let world = World::start(&["decode"], &["--replica-spec=1,1", "--partition-id=1"]);
+    assert_eq!(rest(&mut world.ask(&expected.0)), expected.1);
+    world.wait_until_empty();
+    // What was computed here went there: nothing was computed twice.
+    let log = world.far[0].log();
+    assert!(!log.contains("could not be fetched"), "{log}");
+}
+
+#[test]
+fn an_instance_that_does_not_belong_says_why() {
+    let world = World::start(&["mixed"], &[]);
+    let check = |flags: &[&str], words: &str| {
+        let mut command = stallfree();
+        command.arg("instance").arg(world.model.path()).args(ENGINE);
+        let output = command.args(flags).output().expect("the binary starts");
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && error.contains(words), "{flags:?}: {error}");
+    };
+    let join = format!("--join=127.0.0.1:{}", world.port);
+    check(&[&join, "--block-size=8"], "--block-size: 8 there, 16 at the server");
+    check(&[&join, "--dtype=float32"], "KV cache: F32");
+    check(&[&join, "--role=decode"], "start it with --mode distserve");
+    check(&["--join=nowhere"], "--join nowhere");
+}
