@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Map, Value, json};
+use stallfree_core::Slo;
 use stallfree_device::{gpu_is_usable, num_gpus};
 use stallfree_kernels::cpu::{CpuConfig, KvType};
 use stallfree_kernels::cuda::MAX_RANKS;
@@ -185,6 +186,8 @@ pub(crate) struct FrontConfig {
     pub(crate) cors: CorsConfig,
     /// What protects the process from its clients.
     pub(crate) limits: Limits,
+    /// What a request is promised that says nothing.
+    pub(crate) default_slo: Slo,
     /// Variables for the chat template.
     pub(crate) chat_template_kwargs: Map<String, Value>,
     /// What is reported beyond the defaults.
@@ -267,6 +270,7 @@ impl FrontConfig {
                 trust_request_chat_template: args.trust_request_chat_template,
                 ..Limits::default()
             },
+            default_slo: Slo { ttft: args.ttft_slo, tpot: args.tpot_slo },
             chat_template_kwargs: serde_json::from_str(&args.default_chat_template_kwargs)
                 .context("--default-chat-template-kwargs is not a JSON object")?,
             report: ReportConfig {
@@ -279,6 +283,17 @@ impl FrontConfig {
     }
 }
 
+fn ordering(policy: SchedulingPolicy) -> Ordering {
+    match policy {
+        SchedulingPolicy::Fcfs => Ordering::Fcfs,
+        SchedulingPolicy::Priority => Ordering::Priority,
+        SchedulingPolicy::Sjf => Ordering::Sjf,
+        SchedulingPolicy::Ljf => Ordering::Ljf,
+        SchedulingPolicy::Edf => Ordering::Edf,
+        SchedulingPolicy::Llf => Ordering::Llf,
+    }
+}
+
 fn scheduler_config(scheduler: &SchedulerArgs, cache: &CacheArgs) -> SchedulerConfig {
     let default = SchedulerConfig::default();
     SchedulerConfig {
@@ -287,10 +302,7 @@ fn scheduler_config(scheduler: &SchedulerArgs, cache: &CacheArgs) -> SchedulerCo
             .max_num_batched_tokens
             .unwrap_or(default.max_num_batched_tokens),
         long_prefill_token_threshold: scheduler.long_prefill_token_threshold,
-        ordering: match scheduler.scheduling_policy {
-            SchedulingPolicy::Fcfs => Ordering::Fcfs,
-            SchedulingPolicy::Priority => Ordering::Priority,
-        },
+        ordering: ordering(scheduler.scheduling_policy),
         enable_prefix_caching: !cache.no_enable_prefix_caching,
         settings: scheduler.scheduler_config.iter().cloned().collect(),
         ..default

@@ -184,7 +184,8 @@ fn drive(
 ) -> Result<Arc<dyn EngineHandle>> {
     let clock: Arc<dyn Clock> = Arc::new(WallClock::start());
     let max_waiting = config.base.max_num_waiting;
-    if starts.len() > 1 || gate.is_some() {
+    // A single engine refuses nothing for its objectives.
+    if starts.len() > 1 || gate.is_some() || config.dispatch.early_rejection {
         let dispatch = stallfree_cluster::build(&config.dispatch)?;
         let config = ClusterConfig { dispatch, clock, max_waiting, gate };
         return Ok(Arc::new(Cluster::spawn(starts, config)?));

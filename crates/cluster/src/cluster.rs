@@ -17,7 +17,7 @@ use crate::instance::Instances;
 use crate::remote::GateConfig;
 use crate::remote::gate::{Deployment, Gate, OpenGate};
 use crate::switchboard::{Link, Switchboard};
-use crate::{Directory, Dispatch, Role};
+use crate::{Directory, Dispatcher, Role};
 
 /// An instance to be.
 #[derive(Debug)]
@@ -33,10 +33,10 @@ pub struct Start {
 /// How a deployment serves.
 pub struct ClusterConfig {
     /// Who gets a sequence.
-    pub dispatch: Box<dyn Dispatch>,
+    pub dispatch: Dispatcher,
     /// The deployment's time.
     pub clock: Arc<dyn Clock>,
-    /// At most so many sequences wait on each instance; further ones are refused.
+    /// At most so many sequences wait on each instance, and for any of them; further ones are refused.
     pub max_waiting: usize,
     /// How instances in other processes join, if they may.
     pub gate: Option<GateConfig>,
@@ -49,6 +49,7 @@ pub struct Cluster {
     info: EngineInfo,
     clock: Arc<dyn Clock>,
     next_seq: AtomicU64,
+    max_waiting: usize,
     heartbeat: Option<JoinHandle<()>>,
     _gate: Option<OpenGate>,
 }
@@ -65,7 +66,8 @@ impl Cluster {
             local.iter().map(|start| start.engine.info().clone()).collect();
         let instances = Instances::default();
         let directory = Directory::new(&roles, dispatch);
-        let switchboard = Switchboard::new(directory, Box::new(instances.clone()));
+        let lines = Box::new(instances.clone());
+        let switchboard = Switchboard::new(directory, lines, Arc::clone(&clock));
         for (index, start) in (0..).zip(local) {
             let Start { mut engine, leases, .. } = start;
             let instance = InstanceId(index);
@@ -92,21 +94,31 @@ impl Cluster {
         let heartbeat =
             thread::Builder::new().name("stallfree-leases".to_owned()).spawn(move || {
                 while let Some(switchboard) = keeper.upgrade() {
-                    switchboard.renew_leases();
+                    let pause = look_after(&switchboard);
                     drop(switchboard);
-                    thread::park_timeout(LEASE / 3);
+                    thread::park_timeout(pause);
                 }
             })?;
+        switchboard.set_keeper(heartbeat.thread().clone());
         Ok(Self {
             switchboard,
             instances,
             info,
             clock,
             next_seq: AtomicU64::new(0),
+            max_waiting,
             heartbeat: Some(heartbeat),
             _gate: open,
         })
     }
+}
+
+/// Keeps what is wanted and refuses what has waited too long; returns until when there is nothing to do.
+fn look_after(switchboard: &Switchboard) -> Duration {
+    switchboard.renew_leases();
+    switchboard.look_after();
+    let timeout = switchboard.next_timeout().map(|at| at - switchboard.now());
+    timeout.map_or(LEASE / 3, |timeout| timeout.min(LEASE / 3))
 }
 
 /// Returns what is true of all instances: they have blocks of one size.
@@ -146,6 +158,11 @@ impl EngineHandle for Cluster {
         if !takes {
             return Err(refused);
         }
+        let waiting = self.switchboard.num_waiting();
+        if waiting >= self.max_waiting {
+            return Err(SubmitError::QueueFull { waiting, retry_after: Duration::from_secs(1) });
+        }
+        self.switchboard.check_slo(&request)?;
         let id = SeqId(self.next_seq.fetch_add(1, Ordering::Relaxed));
         let canceller = Arc::downgrade(&self.switchboard);
         let (output, stream) = output_stream(id, move || {
@@ -158,7 +175,8 @@ impl EngineHandle for Cluster {
     }
 
     fn stats(&self) -> EngineStats {
-        let mut sum = EngineStats::default();
+        let num_waiting = self.switchboard.num_waiting();
+        let mut sum = EngineStats { num_waiting, ..EngineStats::default() };
         for stats in self.instances.all().iter().map(|instance| instance.stats()) {
             sum.num_running += stats.num_running;
             sum.num_waiting += stats.num_waiting;

@@ -1,30 +1,14 @@
 //! Who has which sequence, and who gets it next.
 
-use stallfree_core::{InstanceId, KvLease, KvOffer, SeqId, SeqMap};
-use stallfree_engine::{HandedOver, Until};
+use std::time::Duration;
 
-use crate::{Dispatch, Role, SeqView};
+use stallfree_core::{InstanceId, KvLease, KvOffer, SeqId, SeqMap, Time};
+use stallfree_engine::{HandedOver, Ordering, Report, Role, StepModel, Until};
+
+use crate::{Choice, Dispatcher, Member, SeqView};
 
 /// How often a sequence is saved from an instance that was lost; one that kills instances must not kill them all.
 const MAX_RESCUES: usize = 2;
-
-/// An instance, as far as dispatching goes. The counts are of what it was given and has not ended or handed over: no report of
-/// its own can be staler.
-#[derive(Clone, Debug)]
-pub struct Member {
-    /// Which one.
-    pub instance: InstanceId,
-    /// What it is for.
-    pub role: Role,
-    /// Whether it is lost, or not there yet.
-    pub is_lost: bool,
-    /// Its sequences.
-    pub num_seqs: usize,
-    /// The tokens that these had when they came.
-    pub num_tokens: usize,
-    /// Of these, the tokens that had to be computed.
-    pub num_uncomputed: usize,
-}
 
 /// The deployment's books: a state machine that knows no engine.
 #[derive(Debug)]
@@ -33,12 +17,13 @@ pub struct Directory {
     seqs: SeqMap<Entry>,
     /// What is kept for others, by the sequence whose KV it is, and where.
     leases: SeqMap<InstanceId>,
-    dispatch: Box<dyn Dispatch>,
+    dispatcher: Dispatcher,
 }
 
 #[derive(Debug)]
 struct Entry {
-    instance: usize,
+    /// Nobody while it waits for one.
+    instance: Option<usize>,
     view: SeqView,
     /// Where it goes on, if that is known while it is being prefilled, and how it counts there.
     next: Option<(usize, SeqView)>,
@@ -52,6 +37,8 @@ struct Entry {
 pub(crate) enum Place {
     /// To this instance, to be run so far.
     Instance(InstanceId, Until),
+    /// Nowhere yet.
+    Wait,
     /// Nowhere: its reader is gone.
     Nowhere,
     /// Nowhere: no instance can run it.
@@ -61,9 +48,9 @@ pub(crate) enum Place {
 impl Directory {
     /// Makes the books of as many instances as there are roles.
     #[must_use]
-    pub fn new(roles: &[Role], dispatch: Box<dyn Dispatch>) -> Self {
+    pub fn new(roles: &[Role], dispatcher: Dispatcher) -> Self {
         let (seqs, leases) = (SeqMap::default(), SeqMap::default());
-        let mut directory = Self { members: Vec::new(), seqs, leases, dispatch };
+        let mut directory = Self { members: Vec::new(), seqs, leases, dispatcher };
         for &role in roles {
             let instance = directory.reserve(role);
             directory.enter(instance);
@@ -74,14 +61,7 @@ impl Directory {
     /// Gives another instance its number. It is given nothing until it [enters](Self::enter).
     pub(crate) fn reserve(&mut self, role: Role) -> InstanceId {
         let instance = InstanceId(u32::try_from(self.members.len()).unwrap_or(u32::MAX));
-        self.members.push(Member {
-            instance,
-            role,
-            is_lost: true,
-            num_seqs: 0,
-            num_tokens: 0,
-            num_uncomputed: 0,
-        });
+        self.members.push(Member::new(instance, role));
         instance
     }
 
@@ -94,17 +74,24 @@ impl Directory {
 
     /// Returns, for each instance, whether requests begin there: where they are prefilled, or anywhere if no such instance is left.
     pub(crate) fn begin_requests(&self) -> Vec<bool> {
-        let prefills = |member: &Member| !member.is_lost && member.role != Role::Decode;
-        let any = self.members.iter().any(prefills);
-        self.members
-            .iter()
-            .map(|member| if any { prefills(member) } else { !member.is_lost })
-            .collect()
+        let indices = self.candidates(Role::Prefill, false, None);
+        (0..self.members.len()).map(|index| indices.contains(&index)).collect()
+    }
+
+    /// Returns how dispatching is set up.
+    pub(crate) const fn dispatcher(&self) -> &Dispatcher {
+        &self.dispatcher
+    }
+
+    /// Returns how long steps take on an instance that prefills.
+    pub(crate) fn prefill_steps(&self) -> StepModel {
+        let first = self.candidates(Role::Prefill, false, None).into_iter().next();
+        first.map_or_else(StepModel::default, |index| self.members[index].report.steps)
     }
 
     /// Chooses an instance for a sequence, which no instance has at the moment.
-    pub(crate) fn place(&mut self, seq: &HandedOver, rescued: bool) -> Place {
-        let before = self.leave(seq.id);
+    pub(crate) fn place(&mut self, seq: &HandedOver, rescued: bool, now: Time) -> Place {
+        let before = self.leave(seq.id, now);
         let next = before.as_ref().and_then(|before| before.next).map(|(index, _)| index);
         if before.as_ref().is_some_and(|before| before.is_cancelled) {
             return Place::Nowhere;
@@ -113,61 +100,92 @@ impl Directory {
         if num_rescues > MAX_RESCUES {
             return Place::Lost;
         }
-        let num_tokens = seq.request.prompt.len() + seq.output_tokens.len();
-        let num_computed = seq.kv.as_ref().map_or(0, |kv| kv.num_tokens);
-        let view = SeqView { num_tokens, num_uncomputed: num_tokens - num_computed };
+        let view = SeqView::of(seq);
+        let mut entry =
+            Entry { instance: None, view, next: None, is_cancelled: false, num_rescues };
         // Perhaps most of its KV is there already.
         let known = next.filter(|&next| seq.kv.is_some() && self.may_go_on(next));
-        let Some(instance) = known.or_else(|| self.choose(&view, seq.kv.as_deref())) else {
-            return Place::Lost;
+        let chosen = match known {
+            Some(next) => Some(Choice::Candidate(next)),
+            None => self.choose(&view, seq.kv.as_deref(), now),
         };
-        self.count(instance, &view);
-        let member = &self.members[instance];
+        let instance = match chosen {
+            None => return Place::Lost,
+            Some(Choice::Wait) => {
+                self.seqs.insert(seq.id, entry);
+                return Place::Wait;
+            }
+            Some(Choice::Candidate(instance)) => instance,
+        };
+        let member = &mut self.members[instance];
+        member.give(seq.id, &view, self.dispatcher.order, now);
         let (id, prefills) = (member.instance, member.role == Role::Prefill);
-        let entry = Entry { instance, view, next: None, is_cancelled: false, num_rescues };
+        entry.instance = Some(instance);
         self.seqs.insert(seq.id, entry);
         if let Some(kv) = &seq.kv {
             self.leases.insert(seq.id, kv.instance);
         }
-        let others = self.members.iter().any(|other| !other.is_lost && other.role != Role::Prefill);
+        let decodes = |other: &Member| other.is_available() && other.role != Role::Prefill;
+        let others = self.members.iter().any(decodes);
         let until = if prefills && others { Until::NextToken } else { Until::End };
         Place::Instance(id, until)
     }
 
-    /// Prefers an instance of the right role or a mixed one, but takes any. What another prefill instance has computed stays there
-    /// if nobody decodes any more: instances that fetch from each other could each wait for the room that the other one keeps.
-    fn choose(&mut self, view: &SeqView, kv: Option<&KvLease>) -> Option<usize> {
+    fn choose(&mut self, view: &SeqView, kv: Option<&KvLease>, now: Time) -> Option<Choice> {
         let wanted = if kv.is_some() { Role::Decode } else { Role::Prefill };
-        let fits = |member: &Member| member.role == wanted || member.role == Role::Mixed;
-        let alive = || (0..self.members.len()).filter(|&index| !self.members[index].is_lost);
-        let mut indices: Vec<usize> = alive().filter(|&index| fits(&self.members[index])).collect();
-        if indices.is_empty() {
-            let keeper = kv.map(|kv| kv.instance.0 as usize);
-            indices =
-                alive().filter(|&index| keeper.is_none_or(|keeper| keeper == index)).collect();
-        }
+        let indices = self.candidates(wanted, self.dispatcher.policy.multiplexes(), kv);
         let candidates: Vec<&Member> = indices.iter().map(|&index| &self.members[index]).collect();
         if candidates.is_empty() {
             return None;
         }
-        let picked = self.dispatch.pick(view, &candidates);
-        indices.get(picked).copied()
+        match self.dispatcher.policy.pick(view, &candidates, now) {
+            Choice::Candidate(picked) => indices.get(picked).copied().map(Choice::Candidate),
+            Choice::Wait if kv.is_some() => indices.first().copied().map(Choice::Candidate),
+            Choice::Wait => Some(Choice::Wait),
+        }
+    }
+
+    /// Returns who may have a sequence: instances of the wanted role and mixed ones, of `any` role if that is so; if there are none,
+    /// all that there are, and in the end those that drain. What another instance has computed stays there if nobody decodes any
+    /// more: instances that fetch from each other could each wait for the room that the other one keeps.
+    fn candidates(&self, wanted: Role, any: bool, kv: Option<&KvLease>) -> Vec<usize> {
+        let all = || 0..self.members.len();
+        let available = |&index: &usize| self.members[index].is_available();
+        let fits = |&index: &usize| {
+            let role = self.members[index].role;
+            role == wanted || role == Role::Mixed || (any && kv.is_none())
+        };
+        let suitable: Vec<usize> = all().filter(available).filter(fits).collect();
+        if !suitable.is_empty() {
+            return suitable;
+        }
+        if let Some(kv) = kv {
+            let keeps = |&index: &usize| self.members[index].instance == kv.instance;
+            return all().filter(available).filter(keeps).collect();
+        }
+        let others: Vec<usize> = all().filter(available).collect();
+        if !others.is_empty() {
+            return others;
+        }
+        all().filter(|&index| !self.members[index].is_lost).collect()
     }
 
     /// Chooses where a sequence goes on that is being prefilled, once, and returns it; `None` if it goes nowhere else.
-    pub(crate) fn offer(&mut self, offer: &KvOffer) -> Option<InstanceId> {
+    pub(crate) fn offer(&mut self, offer: &KvOffer, now: Time) -> Option<InstanceId> {
         let id = offer.kv.id.seq;
         let entry = self.seqs.get(&id).filter(|entry| !entry.is_cancelled)?;
         let instance = entry.instance;
         if let Some((next, _)) = entry.next {
             return self.may_go_on(next).then(|| self.members[next].instance);
         }
-        let view = SeqView { num_tokens: offer.tokens.len(), num_uncomputed: 0 };
-        let next = self.choose(&view, Some(&offer.kv))?;
-        if next == instance || !self.may_go_on(next) {
+        let view = SeqView { num_tokens: offer.tokens.len(), num_uncomputed: 0, ..entry.view };
+        let Some(Choice::Candidate(next)) = self.choose(&view, Some(&offer.kv), now) else {
+            return None;
+        };
+        if Some(next) == instance || !self.may_go_on(next) {
             return None;
         }
-        self.count(next, &view);
+        self.members[next].count(&view);
         self.seqs.get_mut(&id)?.next = Some((next, view));
         Some(self.members[next].instance)
     }
@@ -175,7 +193,7 @@ impl Directory {
     /// Takes note that a sequence may go on anywhere again; returns where it was to go on.
     pub(crate) fn take_back(&mut self, id: SeqId) -> Option<InstanceId> {
         let (next, view) = self.seqs.get_mut(&id)?.next.take()?;
-        self.uncount(next, &view);
+        self.members[next].uncount(&view);
         Some(self.members[next].instance)
     }
 
@@ -186,43 +204,67 @@ impl Directory {
     }
 
     fn may_go_on(&self, index: usize) -> bool {
-        !self.members[index].is_lost && self.members[index].role != Role::Prefill
-    }
-
-    fn count(&mut self, index: usize, view: &SeqView) {
-        let member = &mut self.members[index];
-        member.num_seqs += 1;
-        member.num_tokens += view.num_tokens;
-        member.num_uncomputed += view.num_uncomputed;
-    }
-
-    fn uncount(&mut self, index: usize, view: &SeqView) {
-        let member = &mut self.members[index];
-        member.num_seqs -= 1;
-        member.num_tokens -= view.num_tokens;
-        member.num_uncomputed -= view.num_uncomputed;
+        self.members[index].is_available() && self.members[index].role != Role::Prefill
     }
 
     /// Takes a sequence from its instance's books.
-    fn leave(&mut self, id: SeqId) -> Option<Entry> {
+    fn leave(&mut self, id: SeqId, now: Time) -> Option<Entry> {
         let entry = self.seqs.remove(&id)?;
-        self.uncount(entry.instance, &entry.view);
+        if let Some(instance) = entry.instance {
+            self.members[instance].take_back(id, &entry.view, self.dispatcher.order, now);
+        }
         if let Some((next, view)) = &entry.next {
-            self.uncount(*next, view);
+            self.members[*next].uncount(view);
         }
         Some(entry)
     }
 
+    /// Takes note of what an instance tells after a step.
+    pub(crate) fn hear(&mut self, instance: InstanceId, report: Report) {
+        let Some(index) = self.members.iter().position(|member| member.instance == instance) else {
+            return;
+        };
+        let member = &mut self.members[index];
+        for &id in &report.first_tokens {
+            if let Some(entry) =
+                self.seqs.get_mut(&id).filter(|entry| entry.instance == Some(index))
+            {
+                member.num_uncomputed -= entry.view.num_uncomputed;
+                entry.view.num_uncomputed = 0;
+            }
+        }
+        member.hear(report, self.dispatcher.order);
+    }
+
+    /// Predicts how long the first token of a request takes that comes now, if it were given to whoever is first done with it.
+    /// `before` says what waits for an instance already.
+    pub(crate) fn predict_ttft(&self, view: &SeqView, before: &[SeqView], now: Time) -> Duration {
+        let indices = self.candidates(Role::Prefill, false, None);
+        let order: Ordering = self.dispatcher.order;
+        let ends = indices.iter().filter_map(|&index| {
+            let member = &self.members[index];
+            let own = |end: &&crate::member::End| end.seq.is_none();
+            let at = member.ends(order, Some(view), now).iter().find(own)?.at;
+            let rank = |view: &SeqView| {
+                (order.rank(&view.standing(member.prefill_time(view))), view.arrived)
+            };
+            let earlier = before.iter().filter(|other| rank(other) <= rank(view));
+            let waiting: Duration = earlier.map(|other| member.prefill_time(other)).sum();
+            Some(at + waiting / u32::try_from(indices.len()).unwrap_or(1).max(1))
+        });
+        ends.min().map_or(Duration::ZERO, |at| at - view.arrived)
+    }
+
     /// Takes note that a sequence has ended.
-    pub(crate) fn ended(&mut self, id: SeqId) {
-        self.leave(id);
+    pub(crate) fn ended(&mut self, id: SeqId, now: Time) {
+        self.leave(id, now);
     }
 
     /// Takes note that a reader is gone; returns who has its sequence.
     pub(crate) fn cancel(&mut self, id: SeqId) -> Option<InstanceId> {
         let entry = self.seqs.get_mut(&id)?;
         entry.is_cancelled = true;
-        Some(self.members[entry.instance].instance)
+        Some(self.members[entry.instance?].instance)
     }
 
     /// Takes note that what is kept for a sequence is of no more use.

@@ -1,26 +1,52 @@
 //! Which instance gets a sequence: one policy, one file, one line in [`DISPATCH_POLICIES`].
 
+mod config;
 mod least_requests;
 mod least_tokens;
+mod multiplexing;
 mod round_robin;
+mod slack;
 
 use std::fmt;
+use std::time::Duration;
 
-use crate::Member;
+use stallfree_core::Time;
+use stallfree_engine::Ordering;
+
+use crate::{Member, SeqView};
+
+pub use config::DispatchConfig;
 
 /// Chooses instances. Same questions, same answers.
 pub trait Dispatch: fmt::Debug + Send {
-    /// Returns which of `candidates`, of which there is at least one, is to run a sequence next; its index among them.
-    fn pick(&mut self, seq: &SeqView, candidates: &[&Member]) -> usize;
+    /// Says which of `candidates`, of which there is at least one, is to run a sequence next.
+    fn pick(&mut self, seq: &SeqView, candidates: &[&Member], now: Time) -> Choice;
+
+    /// Returns whether what has to be computed may also go to instances that decode.
+    fn multiplexes(&self) -> bool {
+        false
+    }
 }
 
-/// What is known of a sequence when it needs an instance.
+/// What a policy says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SeqView {
-    /// How many tokens it has.
-    pub num_tokens: usize,
-    /// How many of them have to be computed: none but the last, if its KV can be fetched.
-    pub num_uncomputed: usize,
+pub enum Choice {
+    /// To the candidate at this place.
+    Candidate(usize),
+    /// To nobody for now; it is asked again when something has changed. A sequence whose KV is to be fetched does not wait here.
+    Wait,
+}
+
+/// A policy, and what is common to all.
+#[derive(Debug)]
+pub struct Dispatcher {
+    pub(crate) policy: Box<dyn Dispatch>,
+    /// In which order instances that prefill take what waits there, and sequences that wait here are tried.
+    pub(crate) order: Ordering,
+    /// How long a sequence waits here at most.
+    pub(crate) timeout: Duration,
+    /// Whether what cannot have its first token in time is refused as it comes.
+    pub(crate) early_rejection: bool,
 }
 
 /// A policy of the registry.
@@ -31,7 +57,7 @@ pub struct DispatchPolicy {
     /// What it does, in a line.
     pub about: &'static str,
     /// Makes it.
-    pub build: fn() -> Box<dyn Dispatch>,
+    pub build: fn(&DispatchConfig) -> Box<dyn Dispatch>,
 }
 
 /// All policies, the default first.
@@ -39,17 +65,27 @@ pub const DISPATCH_POLICIES: &[DispatchPolicy] = &[
     DispatchPolicy {
         name: "least-tokens",
         about: "the instance whose sequences have the fewest tokens to compute or to read",
-        build: || Box::new(least_tokens::LeastTokens),
+        build: |_| Box::new(least_tokens::LeastTokens),
     },
     DispatchPolicy {
         name: "least-requests",
         about: "the instance with the fewest sequences",
-        build: || Box::new(least_requests::LeastRequests),
+        build: |_| Box::new(least_requests::LeastRequests),
     },
     DispatchPolicy {
         name: "round-robin",
         about: "one after the other",
-        build: || Box::<round_robin::RoundRobin>::default(),
+        build: |_| Box::<round_robin::RoundRobin>::default(),
+    },
+    DispatchPolicy {
+        name: "slack",
+        about: "the instance that leaves all its sequences the most time to their objectives",
+        build: |config| Box::new(slack::Slack::new(config)),
+    },
+    DispatchPolicy {
+        name: "multiplexing",
+        about: "an instance that prefills in time, else one whose decodes can spare the time, else nobody yet",
+        build: |config| Box::new(multiplexing::Multiplexing::new(config)),
     },
 ];
 
@@ -65,11 +101,20 @@ fn names() -> String {
     names.join(", ")
 }
 
-/// Makes the policy called `name`.
+/// Makes the policy that is asked for.
 ///
 /// # Errors
-/// There is none.
-pub fn build(name: &str) -> Result<Box<dyn Dispatch>, UnknownPolicy> {
-    let policy = DISPATCH_POLICIES.iter().find(|policy| policy.name == name);
-    policy.map(|policy| (policy.build)()).ok_or_else(|| UnknownPolicy { name: name.to_owned() })
+/// There is none of that name.
+pub fn build(config: &DispatchConfig) -> Result<Dispatcher, UnknownPolicy> {
+    let policy = DISPATCH_POLICIES.iter().find(|policy| policy.name == config.policy);
+    let policy = policy.ok_or_else(|| UnknownPolicy { name: config.policy.clone() })?;
+    Ok(Dispatcher {
+        policy: (policy.build)(config),
+        order: config.prefill_order,
+        timeout: config.timeout,
+        early_rejection: config.early_rejection,
+    })
 }
+
+#[cfg(test)]
+mod tests;

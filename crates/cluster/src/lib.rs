@@ -10,14 +10,22 @@ mod cluster;
 mod directory;
 mod dispatch;
 mod instance;
+mod member;
 mod remote;
 mod replay;
 mod role;
+mod seq_view;
 mod switchboard;
 
 pub use cluster::{Cluster, ClusterConfig, Start};
-pub use directory::{Directory, Member};
-pub use dispatch::{DISPATCH_POLICIES, Dispatch, DispatchPolicy, SeqView, UnknownPolicy, build};
+pub use directory::Directory;
+pub use dispatch::{
+    Choice, DISPATCH_POLICIES, Dispatch, DispatchConfig, DispatchPolicy, Dispatcher, UnknownPolicy,
+    build,
+};
+pub use member::{End, Member, Prefill};
 pub use remote::{Agreement, GateConfig, JoinConfig, JoinError, Joined, Neighbours, join};
 pub use replay::ClusterReplay;
-pub use role::{Role, roles};
+pub use role::roles;
+pub use seq_view::SeqView;
+pub use stallfree_engine::Role;

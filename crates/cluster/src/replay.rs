@@ -3,14 +3,14 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use stallfree_core::{InstanceId, Request, SeqId, Time};
+use stallfree_core::{Clock, InstanceId, Request, SeqId, Time};
 use stallfree_engine::{
     Command, Engine, HandedOver, LEASE, Membership, OutputStream, SeqOutput, Wake, output_stream,
     unpark_this_thread,
 };
 
 use crate::switchboard::{Lines, Link, Switchboard};
-use crate::{Directory, Dispatch, Role, Start};
+use crate::{Directory, Dispatcher, Role, Start};
 
 /// Engines on one virtual clock.
 #[derive(Debug)]
@@ -18,9 +18,25 @@ pub struct ClusterReplay {
     engines: Vec<(Engine, Wake)>,
     mail: Mail,
     switchboard: Arc<Switchboard>,
-    now: Time,
+    now: VirtualClock,
     next_renewal: Time,
     next_seq: u64,
+}
+
+/// What the time is, for all.
+#[derive(Clone, Debug, Default)]
+struct VirtualClock(Arc<Mutex<Time>>);
+
+impl VirtualClock {
+    fn set(&self, now: Time) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = now;
+    }
+}
+
+impl Clock for VirtualClock {
+    fn now(&self) -> Time {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Commands on their way, for each engine; none for one that is lost.
@@ -48,11 +64,13 @@ impl Lines for Mail {
 impl ClusterReplay {
     /// Starts at time zero.
     #[must_use]
-    pub fn new(instances: Vec<Start>, dispatch: Box<dyn Dispatch>) -> Self {
+    pub fn new(instances: Vec<Start>, dispatcher: Dispatcher) -> Self {
         let roles: Vec<Role> = instances.iter().map(|start| start.role).collect();
         let mail = Mail(Arc::new(Mutex::new(roles.iter().map(|_| Some(Vec::new())).collect())));
-        let directory = Directory::new(&roles, dispatch);
-        let switchboard = Switchboard::new(directory, Box::new(mail.clone()));
+        let directory = Directory::new(&roles, dispatcher);
+        let now = VirtualClock::default();
+        let clock = Arc::new(now.clone());
+        let switchboard = Switchboard::new(directory, Box::new(mail.clone()), clock);
         let join = |(index, start): (u32, Start)| {
             let Start { mut engine, leases, .. } = start;
             let instance = InstanceId(index);
@@ -63,13 +81,13 @@ impl ClusterReplay {
         };
         let engines = (0..).zip(instances).map(join).collect();
         let next_renewal = Time::ZERO + LEASE / 3;
-        Self { engines, mail, switchboard, now: Time::ZERO, next_renewal, next_seq: 0 }
+        Self { engines, mail, switchboard, now, next_renewal, next_seq: 0 }
     }
 
     /// Returns the current moment.
     #[must_use]
-    pub const fn now(&self) -> Time {
-        self.now
+    pub fn now(&self) -> Time {
+        self.now.now()
     }
 
     /// Returns the engines, in order.
@@ -87,16 +105,25 @@ impl ClusterReplay {
                 switchboard.cancel(id);
             }
         });
-        self.switchboard.route(HandedOver::new(id, request, self.now, output), None);
+        match self.switchboard.check_slo(&request) {
+            Ok(()) => {
+                self.switchboard.route(HandedOver::new(id, request, self.now(), output), None)
+            }
+            Err(error) => output.refuse(&error.to_string(), LEASE),
+        }
         stream
     }
 
     /// Lets every engine with something to do take a step, then moves on to the next event, but no further than `limit`. Returns
     /// whether anything is left to do.
     pub fn step(&mut self, limit: Time) -> bool {
-        if self.now >= self.next_renewal {
+        let now = self.now();
+        if now >= self.next_renewal {
             self.switchboard.renew_leases();
-            self.next_renewal = self.now + LEASE / 3;
+            self.next_renewal = now + LEASE / 3;
+        }
+        if self.switchboard.next_timeout().is_some_and(|at| at <= now) {
+            self.switchboard.look_after();
         }
         for (index, (engine, wake)) in self.engines.iter_mut().enumerate() {
             let commands = match &mut self.mail.lock()[index] {
@@ -104,18 +131,18 @@ impl ClusterReplay {
                 None => continue,
             };
             let is_due = match wake {
-                Wake::At(at) => *at <= self.now,
+                Wake::At(at) => *at <= now,
                 Wake::Output => true,
                 Wake::Idle => false,
             };
             if commands.is_empty() && !is_due {
                 continue;
             }
-            *wake = engine.step(self.now, commands);
+            *wake = engine.step(now, commands);
             if engine.dead().is_some() {
                 let unread = self.mail.lock()[index].take();
                 let lost = unread.into_iter().flatten();
-                engine.step(self.now, lost);
+                engine.step(now, lost);
                 *wake = Wake::Idle;
             }
         }
@@ -132,15 +159,16 @@ impl ClusterReplay {
             thread::park();
             return true;
         }
-        let Some(next) = self.engines.iter().filter_map(at).min() else { return false };
-        self.now = next.min(self.next_renewal).min(limit).max(self.now);
+        let events = self.engines.iter().filter_map(at).chain(self.switchboard.next_timeout());
+        let Some(next) = events.min() else { return false };
+        self.now.set(next.min(self.next_renewal).min(limit).max(now));
         true
     }
 
     /// Lets the engines run until `limit`, which is the current moment afterwards.
     pub fn run_until(&mut self, limit: Time) {
-        while self.step(limit) && self.now < limit {}
-        self.now = self.now.max(limit);
+        while self.step(limit) && self.now() < limit {}
+        self.now.set(self.now().max(limit));
     }
 
     /// Runs requests, each arriving at its moment, until all have ended. Returns their outputs in the order given.
@@ -150,7 +178,7 @@ impl ClusterReplay {
         let mut streams = Vec::with_capacity(arrivals.len());
         for index in order {
             let (at, request) = &arrivals[index];
-            if *at > self.now {
+            if *at > self.now() {
                 self.run_until(*at);
             }
             streams.push((index, self.submit(request.clone())));

@@ -1,17 +1,6 @@
-//! What an instance is for.
+//! Which instance is for what.
 
-use std::fmt;
-
-/// What an instance is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// It computes prompts and their first tokens.
-    Prefill,
-    /// It goes on from first tokens.
-    Decode,
-    /// It runs requests from beginning to end.
-    Mixed,
-}
+use stallfree_engine::Role;
 
 /// Returns the roles of `count` instances of which the first `partition` prefill; if that is all of them, all are mixed.
 #[must_use]
@@ -22,14 +11,4 @@ pub fn roles(count: usize, partition: usize) -> Vec<Role> {
         () => Role::Decode,
     };
     (0..count).map(role).collect()
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Prefill => "prefill",
-            Self::Decode => "decode",
-            Self::Mixed => "mixed",
-        })
-    }
 }

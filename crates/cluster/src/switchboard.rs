@@ -1,13 +1,14 @@
 //! Carries out what the directory decides.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::thread::Thread;
 
-use stallfree_core::{InstanceId, KvLease, KvOffer, SeqId};
-use stallfree_engine::{Command, HandedOver, Peers};
+use stallfree_core::{Clock, InstanceId, KvLease, KvOffer, Request, SeqId, Time};
+use stallfree_engine::{Command, HandedOver, Peers, Report, SubmitError};
 
-use crate::Directory;
 use crate::directory::Place;
+use crate::{Directory, SeqView};
 
 /// The way to the engines.
 pub(crate) trait Lines: Send + Sync {
@@ -18,31 +19,86 @@ pub(crate) trait Lines: Send + Sync {
 /// The directory and the way to the engines. The directory stays locked while a command is sent, so that a cancellation never
 /// overtakes the sequence that it is for.
 pub(crate) struct Switchboard {
-    directory: Mutex<Directory>,
+    board: Mutex<Board>,
     lines: Box<dyn Lines>,
+    clock: Arc<dyn Clock>,
+    /// Who looks after what waits here.
+    keeper: OnceLock<Thread>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Board {
+    pub(crate) directory: Directory,
+    /// Sequences that no instance is to have yet.
+    waiting: Vec<Waiting>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    seq: HandedOver,
+    since: Time,
+}
+
+/// Why a sequence changes its place.
+#[derive(Clone, Copy, Debug)]
+struct Reason<'a> {
+    /// What its reader hears if there is none.
+    text: &'a str,
+    /// Whether the instance that had it is lost.
+    rescued: bool,
 }
 
 impl Switchboard {
-    pub(crate) fn new(directory: Directory, lines: Box<dyn Lines>) -> Arc<Self> {
-        Arc::new(Self { directory: Mutex::new(directory), lines })
+    pub(crate) fn new(
+        directory: Directory,
+        lines: Box<dyn Lines>,
+        clock: Arc<dyn Clock>,
+    ) -> Arc<Self> {
+        let board = Mutex::new(Board { directory, waiting: Vec::new() });
+        Arc::new(Self { board, lines, clock, keeper: OnceLock::new() })
     }
 
     /// Every operation leaves the books whole, so that a poisoned lock is as good as new.
-    pub(crate) fn directory(&self) -> MutexGuard<'_, Directory> {
-        self.directory.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn board(&self) -> MutexGuard<'_, Board> {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Names the thread that calls [`look_after`](Self::look_after).
+    pub(crate) fn set_keeper(&self, keeper: Thread) {
+        // There is one.
+        drop(self.keeper.set(keeper));
     }
 
     /// Gives a sequence to an instance; `lost` says why another one left it, if it is lost.
-    pub(crate) fn route(&self, mut seq: HandedOver, lost: Option<&str>) {
-        let mut reason = lost.unwrap_or("every instance is lost").to_owned();
-        let mut rescued = lost.is_some();
-        let mut directory = self.directory();
+    pub(crate) fn route(&self, seq: HandedOver, lost: Option<&str>) {
+        let text = lost.unwrap_or("every instance is lost");
+        let reason = Reason { text, rescued: lost.is_some() };
+        let mut board = self.board();
+        if let Some(seq) = self.settle(&mut board, seq, reason) {
+            board.waiting.push(Waiting { seq, since: self.clock.now() });
+            if let Some(keeper) = self.keeper.get() {
+                keeper.unpark();
+            }
+        }
+        self.settle_waiting(&mut board);
+    }
+
+    /// Gives a sequence to an instance, or ends it; returns it if it has to wait.
+    fn settle(
+        &self,
+        board: &mut Board,
+        mut seq: HandedOver,
+        reason: Reason<'_>,
+    ) -> Option<HandedOver> {
+        let now = self.clock.now();
+        let directory = &mut board.directory;
+        let (mut text, mut rescued) = (reason.text.to_owned(), reason.rescued);
         loop {
             let next = directory.next(seq.id);
-            let place = directory.place(&seq, rescued);
+            let place = directory.place(&seq, rescued, now);
             let goes_there = |next: &InstanceId| match place {
                 Place::Instance(to, _) => to == *next && seq.kv.is_some(),
-                Place::Nowhere | Place::Lost => false,
+                Place::Nowhere | Place::Wait | Place::Lost => false,
             };
             if let Some(next) = next.filter(|next| !goes_there(next)) {
                 drop(self.lines.send(next, Command::Retract(seq.id)));
@@ -50,26 +106,113 @@ impl Switchboard {
             match place {
                 Place::Nowhere => {
                     if let Some(lease) = seq.kv {
-                        self.free(&mut directory, &lease);
+                        self.free(directory, &lease);
                     }
-                    return;
+                    return None;
                 }
+                Place::Wait => return Some(seq),
                 Place::Lost => {
                     // Without its KV there may still be a place for it.
-                    let Some(lease) = seq.kv.take() else { return seq.output.fail(&reason) };
-                    self.free(&mut directory, &lease);
+                    let Some(lease) = seq.kv.take() else {
+                        seq.output.fail(&text);
+                        return None;
+                    };
+                    self.free(directory, &lease);
                 }
                 Place::Instance(to, until) => {
                     match self.lines.send(to, Command::Resume { seq: Box::new(seq), until }) {
                         Err(Command::Resume { seq: back, .. }) => seq = *back,
-                        Ok(()) | Err(_) => return,
+                        Ok(()) | Err(_) => return None,
                     }
                     directory.lose(to);
-                    reason = format!("instance {to} is lost");
-                    rescued = false;
+                    text = format!("instance {to} is lost");
                 }
             }
+            rescued = false;
         }
+    }
+
+    /// Tries again what waits: in the order of the queues, those last whose deadline is over. Refuses what has waited too long.
+    fn settle_waiting(&self, board: &mut Board) {
+        if board.waiting.is_empty() {
+            return;
+        }
+        let now = self.clock.now();
+        let (order, timeout) = {
+            let dispatcher = board.directory.dispatcher();
+            (dispatcher.order, dispatcher.timeout)
+        };
+        let mut waiting = std::mem::take(&mut board.waiting);
+        let steps = board.directory.prefill_steps();
+        waiting.sort_by_cached_key(|Waiting { seq, .. }| {
+            let view = SeqView::of(seq);
+            let prefill_time = steps.prefill_time(0, view.num_uncomputed);
+            let is_late = view.deadline().is_some_and(|deadline| now + prefill_time > deadline);
+            (is_late, order.rank(&view.standing(prefill_time)), view.arrived, seq.id)
+        });
+        for Waiting { seq, since } in waiting {
+            if now - since >= timeout {
+                board.directory.ended(seq.id, now);
+                let reason =
+                    format!("no instance could take the request for {} s", timeout.as_secs());
+                seq.output.refuse(&reason, timeout);
+                continue;
+            }
+            let reason = Reason { text: "every instance is lost", rescued: false };
+            if let Some(seq) = self.settle(board, seq, reason) {
+                board.waiting.push(Waiting { seq, since });
+            }
+        }
+    }
+
+    pub(crate) fn now(&self) -> Time {
+        self.clock.now()
+    }
+
+    /// Looks after what waits.
+    pub(crate) fn look_after(&self) {
+        self.settle_waiting(&mut self.board());
+    }
+
+    /// Returns when something will have waited too long.
+    pub(crate) fn next_timeout(&self) -> Option<Time> {
+        let board = self.board();
+        let timeout = board.directory.dispatcher().timeout;
+        board.waiting.iter().map(|waiting| waiting.since + timeout).min()
+    }
+
+    /// Returns how many sequences no instance has yet.
+    pub(crate) fn num_waiting(&self) -> usize {
+        self.board().waiting.len()
+    }
+
+    /// Checks that a request that comes now can have its first token in time, if that is to be checked.
+    ///
+    /// # Errors
+    /// It cannot.
+    pub(crate) fn check_slo(&self, request: &Request) -> Result<(), SubmitError> {
+        let board = self.board();
+        let Some(slo) = request.slo.ttft.filter(|_| board.directory.dispatcher().early_rejection)
+        else {
+            return Ok(());
+        };
+        let now = self.clock.now();
+        let num_tokens = request.prompt.len();
+        let view = SeqView {
+            num_tokens,
+            num_uncomputed: num_tokens,
+            priority: request.priority,
+            arrived: now,
+            slo: request.slo,
+            ..SeqView::default()
+        };
+        let before: Vec<SeqView> =
+            board.waiting.iter().map(|waiting| SeqView::of(&waiting.seq)).collect();
+        let predicted = board.directory.predict_ttft(&view, &before, now);
+        if predicted <= slo {
+            return Ok(());
+        }
+        Err(SubmitError::TooLate { predicted, slo, retry_after: predicted - slo })
     }
 
     fn free(&self, directory: &mut Directory, lease: &KvLease) {
@@ -79,36 +222,45 @@ impl Switchboard {
     }
 
     pub(crate) fn begin_requests(&self) -> Vec<bool> {
-        self.directory().begin_requests()
+        self.board().directory.begin_requests()
     }
 
     fn offer(&self, offer: KvOffer) {
-        let mut directory = self.directory();
-        if let Some(next) = directory.offer(&offer) {
+        let mut board = self.board();
+        if let Some(next) = board.directory.offer(&offer, self.clock.now()) {
             // One that is lost shows when the sequence comes.
             drop(self.lines.send(next, Command::Offer(offer)));
         }
     }
 
     fn take_back(&self, id: SeqId) {
-        let mut directory = self.directory();
-        if let Some(next) = directory.take_back(id) {
+        let mut board = self.board();
+        if let Some(next) = board.directory.take_back(id) {
             drop(self.lines.send(next, Command::Retract(id)));
         }
     }
 
     pub(crate) fn cancel(&self, id: SeqId) {
-        let mut directory = self.directory();
-        if let Some(instance) = directory.cancel(id) {
+        let mut board = self.board();
+        match board.directory.cancel(id) {
             // What a lost engine had comes back and is dropped then.
-            drop(self.lines.send(instance, Command::Cancel(id)));
+            Some(instance) => drop(self.lines.send(instance, Command::Cancel(id))),
+            // If it waits here, it is dropped now.
+            None => self.settle_waiting(&mut board),
         }
+    }
+
+    /// Takes note that an instance is there.
+    pub(crate) fn enter(&self, instance: InstanceId) {
+        let mut board = self.board();
+        board.directory.enter(instance);
+        self.settle_waiting(&mut board);
     }
 
     /// Lets instances keep what others still want.
     pub(crate) fn renew_leases(&self) {
-        let directory = self.directory();
-        for (instance, seqs) in directory.leases() {
+        let board = self.board();
+        for (instance, seqs) in board.directory.leases() {
             drop(self.lines.send(instance, Command::Renew(seqs)));
         }
     }
@@ -116,7 +268,7 @@ impl Switchboard {
 
 impl fmt::Debug for Switchboard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Switchboard").field("directory", &self.directory).finish_non_exhaustive()
+        f.debug_struct("Switchboard").field("board", &self.board).finish_non_exhaustive()
     }
 }
 
@@ -132,12 +284,12 @@ impl Peers for Link {
         let Some(switchboard) = self.switchboard.upgrade() else { return };
         if let Some(reason) = lost {
             tracing::warn!(instance = %self.instance, seq = %seq.id, reason, "taking on what a lost instance leaves");
-            let mut directory = switchboard.directory();
-            directory.lose(self.instance);
+            let mut board = switchboard.board();
+            board.directory.lose(self.instance);
             if let Some(lease) = seq.kv.take() {
-                switchboard.free(&mut directory, &lease);
+                switchboard.free(&mut board.directory, &lease);
             }
-            drop(directory);
+            drop(board);
             seq.progress.num_preemptions += 1;
         }
         switchboard.route(seq, lost);
@@ -145,13 +297,23 @@ impl Peers for Link {
 
     fn release(&mut self, lease: &KvLease) {
         if let Some(switchboard) = self.switchboard.upgrade() {
-            switchboard.free(&mut switchboard.directory(), lease);
+            switchboard.free(&mut switchboard.board().directory, lease);
         }
     }
 
     fn ended(&mut self, seq: SeqId) {
         if let Some(switchboard) = self.switchboard.upgrade() {
-            switchboard.directory().ended(seq);
+            let mut board = switchboard.board();
+            board.directory.ended(seq, switchboard.clock.now());
+            switchboard.settle_waiting(&mut board);
+        }
+    }
+
+    fn report(&mut self, report: Report) {
+        if let Some(switchboard) = self.switchboard.upgrade() {
+            let mut board = switchboard.board();
+            board.directory.hear(self.instance, report);
+            switchboard.settle_waiting(&mut board);
         }
     }
 

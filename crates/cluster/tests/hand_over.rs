@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use stallfree_cluster::{
-    Cluster, ClusterConfig, ClusterReplay, DISPATCH_POLICIES, Role, Start, build, roles,
+    Cluster, ClusterConfig, ClusterReplay, DISPATCH_POLICIES, DispatchConfig, Role, Start, build,
+    roles,
 };
 use stallfree_core::{
-    BatchId, Clock, FinishReason, InstanceId, KvGeometry, LeaseBook, Request, Time, WallClock,
+    BatchId, Clock, FinishReason, InstanceId, KvGeometry, LeaseBook, Request, Slo, Time, WallClock,
 };
-use stallfree_engine::{EngineHandle as _, OutputStream, SeqOutput, SubmitError};
+use stallfree_engine::{EngineHandle as _, Ordering, OutputStream, SeqOutput, SubmitError};
 use stallfree_scheduler::{POLICIES, SchedulerConfig};
 use stallfree_testkit::equivalence::{Case, engine};
 use stallfree_testkit::{
@@ -19,12 +20,20 @@ use stallfree_testkit::{
 
 const BLOCK_SIZE: usize = 4;
 const MAX_MODEL_LEN: usize = 64;
+const ORDERS: [Ordering; 6] = [
+    Ordering::Fcfs,
+    Ordering::Priority,
+    Ordering::Sjf,
+    Ordering::Ljf,
+    Ordering::Edf,
+    Ordering::Llf,
+];
 
 /// A deployment.
 #[derive(Clone, Debug)]
 struct Deployment {
     roles: Vec<Role>,
-    dispatch: &'static str,
+    dispatch: DispatchConfig,
     case: Case,
     fetch_ms: u64,
     /// Which instances are lost, and at which of their batches.
@@ -40,7 +49,7 @@ impl Deployment {
             ..SchedulerConfig::default()
         };
         let case = Case { policy: "sarathi", limits, num_blocks: 40, max_in_flight: 1 };
-        let dispatch = DISPATCH_POLICIES[0].name;
+        let dispatch = DispatchConfig::default();
         Self { roles: roles(count, partition), dispatch, case, fetch_ms: 7, faults: Vec::new() }
     }
 
@@ -62,7 +71,7 @@ impl Deployment {
             Start { engine: engine(&self.case, Box::new(executor)), role, leases }
         };
         let instances = self.roles.iter().enumerate().map(start).collect();
-        ClusterReplay::new(instances, build(self.dispatch).expect("a policy"))
+        ClusterReplay::new(instances, build(&self.dispatch).expect("a policy"))
     }
 
     /// Checks that nothing is left of any sequence.
@@ -211,8 +220,8 @@ fn requests_are_refused_where_prefill_instances_are_full() {
     let hangs = Some(Fault::Hangs(BatchId(0)));
     let instances = vec![start(Role::Prefill, hangs), start(Role::Decode, None)];
     let clock: Arc<dyn Clock> = Arc::new(WallClock::start());
-    let policy = build(DISPATCH_POLICIES[0].name).expect("a policy");
-    let config = ClusterConfig { dispatch: policy, clock, max_waiting: 2, gate: None };
+    let dispatch = build(&DispatchConfig::default()).expect("a policy");
+    let config = ClusterConfig { dispatch, clock, max_waiting: 2, gate: None };
     let cluster = Cluster::spawn(instances, config).expect("threads");
     let mut streams = Vec::new();
     // One may run and two may wait; the first is counted among those until it runs.
@@ -234,32 +243,57 @@ struct Client {
     shared: bool,
     max_tokens: usize,
     leaves_after_ms: Option<u64>,
+    ttft_slo_ms: Option<u64>,
+    tpot_slo_ms: Option<u64>,
 }
 
 impl Client {
     fn request(&self, index: usize) -> Request {
         let salt = if self.shared { 0 } else { index as u32 + 1 };
         let prompt = (0..self.prompt_len as u32).map(|i| (salt * 37 + i * 11) % 1000).collect();
-        greedy(prompt, self.max_tokens)
+        let slo = Slo {
+            ttft: self.ttft_slo_ms.map(Duration::from_millis),
+            tpot: self.tpot_slo_ms.map(Duration::from_millis),
+        };
+        Request { slo, ..greedy(prompt, self.max_tokens) }
     }
 }
 
 fn clients() -> impl Strategy<Value = Vec<Client>> {
     let leaves = prop_oneof![Just(None), (0_u64..90).prop_map(Some)];
-    let client = (0_u64..80, 1_usize..63, any::<bool>(), 1_usize..40, leaves).prop_map(
-        |(at_ms, prompt_len, shared, max_tokens, leaves_after_ms)| Client {
-            at_ms,
-            prompt_len,
-            shared,
-            max_tokens,
-            leaves_after_ms,
+    let slo = || prop::option::of(1_u64..100);
+    let lengths = (1_usize..63, any::<bool>(), 1_usize..40);
+    let client = (0_u64..80, lengths, leaves, slo(), slo()).prop_map(
+        |(at_ms, lengths, leaves_after_ms, ttft_slo_ms, tpot_slo_ms)| {
+            let (prompt_len, shared, max_tokens) = lengths;
+            Client {
+                at_ms,
+                prompt_len,
+                shared,
+                max_tokens,
+                leaves_after_ms,
+                ttft_slo_ms,
+                tpot_slo_ms,
+            }
         },
     );
     prop::collection::vec(client, 1..24)
 }
 
+fn dispatches() -> impl Strategy<Value = DispatchConfig> {
+    let numbers = (0..DISPATCH_POLICIES.len(), 0..ORDERS.len(), 1_usize..64, 1_usize..200);
+    let watermark = prop_oneof![Just(1_u64), Just(1000)];
+    (numbers, watermark).prop_map(|((policy, order, length, tokens), step_ms)| DispatchConfig {
+        prefill_order: ORDERS[order],
+        max_multiplexing_length: length,
+        decode_tokens_watermark: tokens,
+        decode_step_watermark: Duration::from_millis(step_ms),
+        ..DispatchConfig::named(DISPATCH_POLICIES[policy].name)
+    })
+}
+
 fn deployments() -> impl Strategy<Value = Deployment> {
-    let sizes = (1_usize..5, 1_usize..5, 0..DISPATCH_POLICIES.len());
+    let sizes = (1_usize..5, 1_usize..5, dispatches());
     let limits = (0..POLICIES.len(), 16_usize..60, 1_usize..40, 1_usize..12, 1_usize..4);
     let faults = prop::collection::vec((0_usize..4, 0_u64..30), 0..3);
     (sizes, limits, any::<[bool; 2]>(), 0_u64..40, faults).prop_map(
@@ -271,12 +305,13 @@ fn deployments() -> impl Strategy<Value = Deployment> {
                 max_model_len: MAX_MODEL_LEN,
                 enable_prefix_caching: prefix,
                 decode_pending: pending,
+                ordering: dispatch.prefill_order,
                 ..SchedulerConfig::default()
             };
             let case = Case { policy: POLICIES[policy].name, limits, num_blocks, max_in_flight };
             Deployment {
                 roles: roles(count, partition.min(count)),
-                dispatch: DISPATCH_POLICIES[dispatch].name,
+                dispatch,
                 case,
                 fetch_ms,
                 faults,

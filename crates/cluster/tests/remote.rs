@@ -6,7 +6,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use stallfree_cluster::{
-    Agreement, Cluster, ClusterConfig, DISPATCH_POLICIES, GateConfig, JoinConfig, JoinError,
+    Agreement, Cluster, ClusterConfig, DispatchConfig, GateConfig, JoinConfig, JoinError,
     Neighbours, Role, Start, build, join,
 };
 use stallfree_core::{
@@ -133,7 +133,7 @@ impl World {
             wait_for: there.len(),
         };
         let config = ClusterConfig {
-            dispatch: build(DISPATCH_POLICIES[0].name).expect("a policy"),
+            dispatch: build(&DispatchConfig::default()).expect("a policy"),
             clock: Arc::new(WallClock::start()),
             max_waiting,
             gate: Some(gate),

@@ -17,5 +17,5 @@ pub use clock::{Clock, Time, WallClock};
 pub use executor::{Executor, ExecutorError, KvGeometry, SampledToken, StepOutput, TokenLogprob};
 pub use ids::{BatchId, BlockId, InstanceId, SeqId, SeqIdHasher, SeqMap, TokenId};
 pub use kv_transfer::{KvFetch, KvLease, KvOffer, LeaseBook, LeaseId};
-pub use request::{FinishReason, Request, StopRules};
+pub use request::{FinishReason, Request, Slo, StopRules};
 pub use sampling::SamplingParams;

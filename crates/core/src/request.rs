@@ -1,6 +1,7 @@
 //! What a client asks of an engine.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::{SamplingParams, TokenId};
 
@@ -17,6 +18,17 @@ pub struct Request {
     pub stop: StopRules,
     /// Lower runs earlier under priority ordering; ignored under FCFS.
     pub priority: i32,
+    /// What it was promised.
+    pub slo: Slo,
+}
+
+/// Service-level objectives of a request; those that are absent are always met.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Slo {
+    /// The most time from its arrival to its first token.
+    pub ttft: Option<Duration>,
+    /// The most time a token after the first, as a mean over the request.
+    pub tpot: Option<Duration>,
 }
 
 /// When a sequence ends, as far as tokens can tell; stop strings are the server's business.

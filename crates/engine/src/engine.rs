@@ -19,6 +19,7 @@ use stallfree_scheduler::{Plan, Planner, Sequence};
 use crate::batch_builder::BatchBuilder;
 use crate::record::{InFlight, observe};
 use crate::state::{After, News, SeqState};
+use crate::step_model::StepFit;
 use crate::{
     Command, EngineInfo, EngineStats, HandedOver, Membership, OutputToken, PromptLimits,
     StepObserver, Until, Wake,
@@ -35,6 +36,11 @@ pub struct Engine {
     info: EngineInfo,
     pub(crate) seqs: SeqMap<SeqState>,
     in_flight: VecDeque<InFlight>,
+    /// How long steps take.
+    pub(crate) fit: StepFit,
+    /// What the others are still to be told: whether anything, and whose first tokens came.
+    pub(crate) has_news: bool,
+    pub(crate) first_tokens: Vec<SeqId>,
     /// What collected outputs have for readers; passed on once the device has its next batch.
     news: Vec<(SeqId, News)>,
     observer: Option<Box<dyn StepObserver>>,
@@ -61,6 +67,7 @@ impl Engine {
         observer: Option<Box<dyn StepObserver>>,
         info: EngineInfo,
     ) -> Self {
+        let fit = StepFit::new(planner.declaration().token_bound.unwrap_or(0));
         let stats = EngineStats { num_blocks: info.kv.num_blocks, ..EngineStats::default() };
         Self {
             planner,
@@ -69,6 +76,9 @@ impl Engine {
             info,
             seqs: SeqMap::default(),
             in_flight: VecDeque::new(),
+            fit,
+            has_news: false,
+            first_tokens: Vec::new(),
             news: Vec::new(),
             observer,
             stats,
@@ -91,6 +101,7 @@ impl Engine {
         self.drain(inbox, now);
         self.collect(now);
         self.schedule(now);
+        self.report(now);
         self.emit();
         self.refresh_stats();
         self.check_when_idle(now);
@@ -124,11 +135,14 @@ impl Engine {
         if let Err(error) = self.limits().check(&request.prompt) {
             return output.fail(&error.to_string());
         }
-        let Request { prompt, sampling, stop, priority } = request;
+        let Request { prompt, sampling, stop, priority, slo } = request;
         let max_total_len = prompt.len().saturating_add(stop.max_tokens);
         let mut seq = Sequence::new(id, prompt, max_total_len, priority, arrived);
         seq.tokens.extend(output_tokens);
+        let has_kv = kv.is_some();
         seq.kv = kv;
+        seq.deadline = slo.ttft.map(|ttft| arrived + ttft);
+        seq.prefill_time = self.fit.model().prefill_time(0, seq.tokens.len());
         if until == Until::NextToken {
             seq.max_total_len = max_total_len.min(seq.tokens.len() + 1);
         }
@@ -136,7 +150,8 @@ impl Engine {
         seq.reads_prefix_cache = sampling.prompt_logprobs.is_none();
         match self.planner.add(seq) {
             Ok(()) => {
-                let state = SeqState::new(sampling, stop, output, (progress, until));
+                let mut state = SeqState::new(sampling, (stop, slo), output, (progress, until));
+                state.awaits_token = !has_kv;
                 self.seqs.insert(id, state);
             }
             Err(error) => output.fail(&error.to_string()),
@@ -158,7 +173,10 @@ impl Engine {
     /// Takes the output of the oldest batch. What it has for sequences that ended meanwhile is ignored.
     fn complete(&mut self, output: StepOutput, now: Time) {
         let Some(batch) = self.in_flight.pop_front() else { return };
+        let began = batch.submitted.max(self.last_collected);
+        self.fit.observe(&batch.load, now - began);
         self.last_collected = now;
+        self.has_news = true;
         self.stats.num_steps += 1;
         self.planner.complete(&batch.plan.chunks);
         self.offer(&batch.plan.chunks);
@@ -187,7 +205,9 @@ impl Engine {
         self.stats.generation_tokens += 1;
         self.stats.prompt_tokens += if seq.output().len() == 1 { seq.prompt_len as u64 } else { 0 };
         let token = OutputToken { token, logprobs, at: now };
+        let is_first = std::mem::take(&mut state.awaits_token);
         let Some(reason) = state.take_token(seq, &token) else {
+            self.first_tokens.extend(is_first.then_some(id));
             self.news.push((id, News::Token(token)));
             return;
         };
@@ -222,7 +242,7 @@ impl Engine {
             let predicted = self.executor.predict(&batch);
             self.executor.submit(batch, now);
             let observed = self.observer.is_some().then(|| observe(&plan, &self.planner));
-            self.in_flight.push_back(InFlight { id, plan, submitted: now, predicted, observed });
+            self.in_flight.push_back(InFlight::new(id, plan, (now, predicted), observed));
         }
         let waits = self.planner.is_idle() || self.planner.awaits_others();
         if self.in_flight.is_empty() && !waits {

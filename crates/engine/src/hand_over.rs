@@ -10,7 +10,7 @@ use stallfree_core::{
 use stallfree_scheduler::{EndedTransfer, PlannedChunk, Sequence, Status};
 
 use crate::state::{Departure, Early};
-use crate::{Engine, OutputSender, SeqTimes, Until};
+use crate::{Engine, OutputSender, Report, SeqTimes, Until};
 
 /// How long KV is kept for another engine unless the lease is renewed: vLLM's NIXL connector has the same.
 pub const LEASE: Duration = Duration::from_secs(30);
@@ -68,6 +68,9 @@ pub trait Peers: Send {
     /// Takes note that a sequence has ended here.
     fn ended(&mut self, seq: SeqId);
 
+    /// Takes note of how the engine is after a step.
+    fn report(&mut self, report: Report);
+
     /// Takes note that this is all of a step: readers and peers have been told what there is to tell.
     fn told_all(&mut self) {}
 
@@ -98,6 +101,7 @@ impl fmt::Debug for Membership {
 impl Engine {
     /// Makes the engine one of several. Without this it never hands anything over.
     pub fn join(&mut self, membership: Membership) {
+        self.fit.ask(&*self.executor, self.info().max_model_len);
         self.membership = Some(membership);
     }
 

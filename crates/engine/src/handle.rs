@@ -58,6 +58,19 @@ pub enum SubmitError {
         /// When to try again.
         retry_after: Duration,
     },
+    /// Its first token would come too late.
+    #[error(
+        "the first token is predicted after {} ms, but the request's ttft_slo is {} ms; retry in {} s",
+        predicted.as_millis(), slo.as_millis(), retry_after.as_secs().max(1)
+    )]
+    TooLate {
+        /// When it would come, from now.
+        predicted: Duration,
+        /// When it should.
+        slo: Duration,
+        /// When to try again.
+        retry_after: Duration,
+    },
     /// The prompt leaves no room for a token.
     #[error(
         "the prompt has {prompt} tokens, but the most that prompt and output may have together is {limit}"
@@ -137,8 +150,10 @@ pub struct SeqOutput {
     pub prompt_logprobs: Vec<Vec<TokenLogprob>>,
     /// Set on the last output.
     pub finished: Option<Finished>,
-    /// Set on the last output instead, if the engine was lost.
+    /// Set on the last output instead, if the engine was lost or nobody took the sequence.
     pub error: Option<String>,
+    /// Set with `error` if nothing is lost: when to try again.
+    pub retry_after: Option<Duration>,
 }
 
 /// How a sequence came from waiting to running, the first time.

@@ -14,7 +14,10 @@ mod output;
 mod prompt_limits;
 mod record;
 mod replay;
+mod report;
+mod role;
 mod state;
+mod step_model;
 mod threaded;
 
 pub use command::{Command, Until, Wake};
@@ -27,4 +30,8 @@ pub use handle::{
 pub use output::{OutputSender, OutputStream, output_stream, unpark_this_thread};
 pub use prompt_limits::PromptLimits;
 pub use replay::Replay;
+pub use report::Report;
+pub use role::Role;
+pub use stallfree_scheduler::{Ordering, Standing};
+pub use step_model::StepModel;
 pub use threaded::ThreadedEngine;

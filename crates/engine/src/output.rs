@@ -9,6 +9,7 @@ use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
+use std::time::Duration;
 
 use stallfree_core::SeqId;
 
@@ -80,6 +81,14 @@ impl OutputSender {
     /// Ends the stream because the engine was lost.
     pub fn fail(&self, reason: &str) {
         self.update(|output| output.error = Some(reason.to_owned()));
+    }
+
+    /// Ends the stream because nobody took the sequence; another try may do better after a while.
+    pub fn refuse(&self, reason: &str, retry_after: Duration) {
+        self.update(|output| {
+            output.error = Some(reason.to_owned());
+            output.retry_after = Some(retry_after);
+        });
     }
 }
 

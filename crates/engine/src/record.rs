@@ -5,6 +5,7 @@ use std::time::Duration;
 use stallfree_core::{BatchId, Time};
 use stallfree_scheduler::{Plan, Planner};
 
+use crate::step_model::StepLoad;
 use crate::{StepChunk, StepRecord};
 
 /// A batch that the executor has.
@@ -12,6 +13,8 @@ use crate::{StepChunk, StepRecord};
 pub(crate) struct InFlight {
     pub(crate) id: BatchId,
     pub(crate) plan: Plan,
+    /// What it has to compute.
+    pub(crate) load: StepLoad,
     pub(crate) submitted: Time,
     pub(crate) predicted: Duration,
     /// What an observer will be told, if there is one.
@@ -46,6 +49,18 @@ pub(crate) fn observe(plan: &Plan, planner: &Planner) -> Observed {
 }
 
 impl InFlight {
+    /// Takes note of a batch that is submitted now, with how long it is predicted to take.
+    pub(crate) fn new(
+        id: BatchId,
+        plan: Plan,
+        (submitted, predicted): (Time, Duration),
+        observed: Option<Observed>,
+    ) -> Self {
+        let mut load = StepLoad::default();
+        plan.chunks.iter().for_each(|chunk| load.add(chunk.start, chunk.num_tokens));
+        Self { id, plan, load, submitted, predicted, observed }
+    }
+
     /// Returns the record of the completed step; `None` if nobody watched when it was planned.
     pub(crate) fn into_record(
         self,

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use stallfree_core::{
-    FinishReason, KvLease, LeaseId, PromptLogprobs, Request, SamplingParams, StopRules, Time,
+    FinishReason, KvLease, LeaseId, PromptLogprobs, Request, SamplingParams, Slo, StopRules, Time,
     TokenId, TokenLogprob,
 };
 use stallfree_scheduler::{PlannedChunk, Sequence};
@@ -20,6 +20,7 @@ use crate::{
 pub(crate) struct SeqState {
     pub(crate) params: Arc<SamplingParams>,
     pub(crate) stop: StopRules,
+    pub(crate) slo: Slo,
     /// The stop tokens, in the form in which batches carry them.
     banned: Arc<[TokenId]>,
     pub(crate) output: OutputSender,
@@ -32,6 +33,8 @@ pub(crate) struct SeqState {
     before: Before,
     /// How far this engine runs it.
     pub(crate) until: Until,
+    /// Whether its next token is the first from here.
+    pub(crate) awaits_token: bool,
     /// What others may fetch of it before it goes to one of them.
     pub(crate) early: Early,
 }
@@ -83,7 +86,7 @@ pub(crate) enum After {
 impl SeqState {
     pub(crate) fn new(
         params: Arc<SamplingParams>,
-        stop: StopRules,
+        (stop, slo): (StopRules, Slo),
         output: OutputSender,
         (progress, until): (Progress, Until),
     ) -> Self {
@@ -96,6 +99,7 @@ impl SeqState {
         Self {
             params,
             stop,
+            slo,
             banned,
             output,
             times,
@@ -104,7 +108,14 @@ impl SeqState {
             before,
             until,
             early: Early::NotYet,
+            awaits_token: true,
         }
+    }
+
+    /// Returns until when it needs no step, see [`Report::slack_until`](crate::Report::slack_until).
+    pub(crate) fn slack_until(&self, num_output_tokens: usize) -> Option<Time> {
+        let produced = u32::try_from(num_output_tokens).unwrap_or(u32::MAX);
+        Some(self.times.first_token? + self.slo.tpot? * produced.saturating_sub(1))
     }
 
     /// Takes a token, which is the sequence's last one already; returns why the sequence ends with it, if it does.
@@ -156,7 +167,8 @@ impl SeqState {
             num_preemptions: self.before.num_preemptions + seq.num_preemptions,
         };
         let Sequence { id, tokens: prompt, priority, arrived, .. } = seq;
-        let request = Request { prompt, sampling: self.params, stop: self.stop, priority };
+        let (sampling, stop, slo) = (self.params, self.stop, self.slo);
+        let request = Request { prompt, sampling, stop, priority, slo };
         HandedOver { id, request, arrived, output_tokens, kv, output: self.output, progress }
     }
 

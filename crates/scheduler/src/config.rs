@@ -5,18 +5,7 @@ use std::str::FromStr;
 
 use stallfree_core::KvGeometry;
 
-use crate::Error;
-
-/// In which order sequences run, where a policy has the choice.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Ordering {
-    /// Earlier arrivals first.
-    #[default]
-    Fcfs,
-    /// Lower [`priority`](crate::Sequence::priority) first, then earlier arrivals. A waiting sequence takes the place of a running one of
-    /// higher `priority`.
-    Priority,
-}
+use crate::{Error, Ordering};
 
 /// A planner's limits; every policy keeps to them as far as it declares.
 #[derive(Clone, Debug, PartialEq)]

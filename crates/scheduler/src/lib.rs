@@ -12,6 +12,7 @@
 mod config;
 mod error;
 mod hand_over;
+mod ordering;
 mod plan;
 mod planner;
 mod policy;
@@ -22,9 +23,10 @@ mod sequence;
 mod step;
 mod transfers;
 
-pub use config::{Ordering, SchedulerConfig};
+pub use config::SchedulerConfig;
 pub use error::Error;
 pub use hand_over::EndedTransfer;
+pub use ordering::{Ordering, Standing};
 pub use plan::{Load, Plan, PlannedChunk};
 pub use planner::Planner;
 pub use registry::{Build, POLICIES, Policy, Registry, Setting};

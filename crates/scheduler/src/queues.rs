@@ -174,13 +174,9 @@ impl Queues {
     }
 
     /// Returns a sequence's place among all.
-    fn key(&self, slot: Slot) -> (i32, Time, SeqId) {
+    fn key(&self, slot: Slot) -> (i64, Time, SeqId) {
         let seq = &self.at(slot).seq;
-        let priority = match self.ordering {
-            Ordering::Fcfs => 0,
-            Ordering::Priority => seq.priority,
-        };
-        (priority, seq.arrived, seq.id)
+        (self.ordering.rank(&seq.standing()), seq.arrived, seq.id)
     }
 
     pub(crate) fn tables(&self) -> impl Iterator<Item = &BlockTable> {

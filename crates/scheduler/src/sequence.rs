@@ -1,8 +1,11 @@
 //! What the planner keeps about a request.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use stallfree_core::{KvLease, SeqId, Time, TokenId};
+
+use crate::Standing;
 
 /// A request as the planner sees it: tokens, and how far their KV has come.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,6 +22,10 @@ pub struct Sequence {
     pub priority: i32,
     /// When its request came.
     pub arrived: Time,
+    /// When its first token is due: what [`Ordering::Edf`](crate::Ordering::Edf) sorts by.
+    pub deadline: Option<Time>,
+    /// About how long its prompt takes, as was thought when it came: what [`Ordering::Llf`](crate::Ordering::Llf) takes into account.
+    pub prefill_time: Duration,
     /// Whether it may take computed tokens from the prefix cache. Not if something is wanted of every prompt token, such as
     /// its logprob.
     pub reads_prefix_cache: bool,
@@ -72,6 +79,8 @@ impl Sequence {
             max_total_len,
             priority,
             arrived,
+            deadline: None,
+            prefill_time: Duration::ZERO,
             reads_prefix_cache: true,
             status: Status::Waiting,
             num_computed_tokens: 0,
@@ -82,6 +91,13 @@ impl Sequence {
             scheduled: None,
             kv: None,
         }
+    }
+
+    /// Returns what its place in a queue depends on.
+    #[must_use]
+    pub const fn standing(&self) -> Standing {
+        let Self { priority, prompt_len, deadline, prefill_time, .. } = *self;
+        Standing { priority, prompt_len, deadline, prefill_time }
     }
 
     /// Returns how many tokens it has, those about to be sampled included.

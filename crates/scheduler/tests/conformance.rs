@@ -12,6 +12,15 @@ use proptest::prelude::*;
 use stallfree_core::KvGeometry;
 use stallfree_scheduler::{Admission, Ordering, POLICIES, Planner, Policy, SchedulerConfig};
 
+const ORDERINGS: [Ordering; 6] = [
+    Ordering::Fcfs,
+    Ordering::Priority,
+    Ordering::Sjf,
+    Ordering::Ljf,
+    Ordering::Edf,
+    Ordering::Llf,
+];
+
 /// A run to make with each policy.
 #[derive(Clone, Debug)]
 struct Case {
@@ -22,7 +31,7 @@ struct Case {
 
 fn config() -> impl Strategy<Value = (SchedulerConfig, KvGeometry)> {
     let limits = (1_usize..8, 1_usize..40, 0_usize..10, 1_usize..4, 0.0..0.4);
-    let choices = (any::<bool>(), any::<bool>(), any::<bool>());
+    let choices = (0..ORDERINGS.len(), any::<bool>(), any::<bool>());
     let cache = (1_usize..6, 2_usize..24, 0.0..1.0_f64);
     (limits, choices, cache).prop_map(|(limits, choices, (block_size, num_blocks, share))| {
         let geometry = KvGeometry { num_blocks, block_size };
@@ -33,7 +42,7 @@ fn config() -> impl Strategy<Value = (SchedulerConfig, KvGeometry)> {
             max_in_flight: limits.3,
             watermark: limits.4,
             max_model_len: ((geometry.num_tokens() as f64 * share) as usize).max(2),
-            ordering: if choices.0 { Ordering::Priority } else { Ordering::Fcfs },
+            ordering: ORDERINGS[choices.0],
             enable_prefix_caching: choices.1,
             decode_pending: choices.2,
             ..SchedulerConfig::default()
@@ -44,12 +53,14 @@ fn config() -> impl Strategy<Value = (SchedulerConfig, KvGeometry)> {
 
 fn arrival(max_model_len: usize) -> impl Strategy<Value = Arrival> {
     let numbers = (0_usize..30, 1..max_model_len, 1_usize..20, -1_i32..2);
-    (numbers, proptest::option::weighted(0.2, 0_usize..60), 0..=max_model_len).prop_map(
-        |((step, prompt_len, max_tokens, priority), leaves, num_common)| Arrival {
+    let due = proptest::option::of(0_usize..40);
+    (numbers, proptest::option::weighted(0.2, 0_usize..60), due, 0..=max_model_len).prop_map(
+        |((step, prompt_len, max_tokens, priority), leaves, due, num_common)| Arrival {
             step,
             prompt_len,
             max_tokens,
             priority,
+            due,
             leaves: leaves.map(|after| step + after),
             num_common,
         },
@@ -141,6 +152,7 @@ fn a_small_cache_preempts_and_shares() {
             prompt_len: 9,
             max_tokens: 12,
             priority: 0,
+            due: None,
             leaves: None,
             num_common: 6,
         })

@@ -122,8 +122,11 @@ impl Choice {
     }
 
     fn apply(&mut self, output: SeqOutput) -> Result<(), ApiError> {
-        if let Some(error) = output.error {
-            return Err(ApiError::Internal(error));
+        if let Some(message) = output.error {
+            return Err(match output.retry_after {
+                Some(retry_after) => ApiError::Overloaded { message, retry_after },
+                None => ApiError::Internal(message),
+            });
         }
         if let Some(admission) = output.admission {
             self.record.admitted(admission);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Map, Value};
-use stallfree_core::TokenId;
+use stallfree_core::{Slo, TokenId};
 
 /// The front's settings, under vLLM's names where the meaning is the same.
 #[derive(Clone, Debug)]
@@ -20,6 +20,8 @@ pub struct ServerConfig {
     pub limits: Limits,
     /// Sampling where a request says nothing.
     pub default_sampling: DefaultSampling,
+    /// What a request is promised that says nothing.
+    pub default_slo: Slo,
     /// The model's end-of-sequence tokens.
     pub eos_token_ids: Vec<TokenId>,
     /// How the beginning-of-sequence token is written, for chat templates.
@@ -107,6 +109,7 @@ impl ServerConfig {
             cors: CorsConfig::default(),
             limits: Limits::default(),
             default_sampling: DefaultSampling::default(),
+            default_slo: Slo::default(),
             eos_token_ids: Vec::new(),
             bos_token: None,
             eos_token: None,

@@ -138,7 +138,8 @@ impl From<SubmitError> for ApiError {
     fn from(error: SubmitError) -> Self {
         let message = error.to_string();
         match error {
-            SubmitError::QueueFull { retry_after, .. } => Self::Overloaded { message, retry_after },
+            SubmitError::QueueFull { retry_after, .. }
+            | SubmitError::TooLate { retry_after, .. } => Self::Overloaded { message, retry_after },
             SubmitError::TooLong { .. } | SubmitError::Empty | SubmitError::UnknownToken { .. } => {
                 Self::param("prompt", message)
             }

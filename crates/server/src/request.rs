@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use stallfree_core::{Request, SamplingParams, StopRules, TokenId};
+use stallfree_core::{Request, SamplingParams, Slo, StopRules, TokenId};
 use uuid::Uuid;
 
 use crate::input::sampling::{Common, Report, StopSettings, StreamOptions};
@@ -22,6 +22,8 @@ pub(crate) struct GenerationRequest {
     pub stop: StopSettings,
     /// Lower runs earlier.
     pub priority: i32,
+    /// What each choice is promised.
+    pub slo: Slo,
     /// Whether each choice starts with its prompt.
     pub echo: bool,
     /// Whether the prompt's logprobs are reported on their own, in vLLM's shape.
@@ -56,6 +58,7 @@ impl GenerationRequest {
             sampling,
             stop: common.stop,
             priority: common.priority,
+            slo: common.slo,
             echo: false,
             report_prompt_logprobs: common.prompt_logprobs.is_some(),
             report: common.report,
@@ -91,6 +94,7 @@ impl GenerationRequest {
                     stop_token_ids: self.stop.token_ids.clone(),
                 },
                 priority: self.priority,
+                slo: self.slo,
             })
         })
     }

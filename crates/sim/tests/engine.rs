@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use stallfree_core::{Executor, Request, SamplingParams, StopRules, Time};
+use stallfree_core::{Executor, Request, SamplingParams, Slo, StopRules, Time};
 use stallfree_engine::{Engine, EngineInfo, Replay, SeqOutput};
 use stallfree_scheduler::{POLICIES, Planner, SchedulerConfig};
 use stallfree_sim::{Calibration, KvRoom, ModelShape, Parallel, SimConfig, SimExecutor};
@@ -43,6 +43,7 @@ fn request(prompt: usize, max_tokens: usize, seed: u64) -> Request {
         sampling: Arc::new(SamplingParams { seed, ..SamplingParams::greedy() }),
         stop: StopRules { max_tokens, min_tokens: 0, stop_token_ids: vec![2] },
         priority: 0,
+        slo: Slo::default(),
     }
 }
 

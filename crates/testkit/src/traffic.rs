@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use stallfree_core::{Request, SamplingParams, StopRules, Time, TokenId};
+use stallfree_core::{Request, SamplingParams, Slo, StopRules, Time, TokenId};
 
 use crate::VOCAB_SIZE;
 
@@ -39,6 +39,7 @@ pub fn greedy(prompt: Vec<TokenId>, max_tokens: usize) -> Request {
         sampling: Arc::new(SamplingParams::greedy()),
         stop: StopRules { max_tokens, min_tokens: 0, stop_token_ids: Vec::new() },
         priority: 0,
+        slo: Slo::default(),
     }
 }
 

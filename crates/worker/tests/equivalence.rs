@@ -9,7 +9,7 @@ use stallfree_cluster::{ClusterReplay, Role, Start};
 use stallfree_comm::{Mesh, Peers};
 use stallfree_core::{
     Batch, BatchId, Executor, InstanceId, KvGeometry, LeaseBook, Request, SamplingParams, SeqId,
-    StopRules, Time, TokenId,
+    Slo, StopRules, Time, TokenId,
 };
 use stallfree_engine::{
     Command, Engine, EngineInfo, OutputStream, SeqOutput, output_stream, unpark_this_thread,
@@ -115,7 +115,13 @@ fn requests(num_prompts: usize) -> (Vec<Command>, Vec<OutputStream>) {
 
 fn request(prompt: Vec<TokenId>) -> Request {
     let stop = StopRules { max_tokens: 20, min_tokens: 0, stop_token_ids: Vec::new() };
-    Request { prompt, sampling: Arc::new(SamplingParams::greedy()), stop, priority: 0 }
+    Request {
+        prompt,
+        sampling: Arc::new(SamplingParams::greedy()),
+        stop,
+        priority: 0,
+        slo: Slo::default(),
+    }
 }
 
 fn read(stream: &mut OutputStream) -> Vec<TokenId> {
@@ -244,7 +250,7 @@ fn hand_over(case: &Case, parallel: [Parallel; 2]) -> Vec<Vec<TokenId>> {
     };
     let [prefill, decode] = parallel;
     let instances = [(0, Role::Prefill, prefill), (1, Role::Decode, decode)].map(start);
-    let dispatch = stallfree_cluster::build("least-tokens").unwrap();
+    let dispatch = stallfree_cluster::build(&stallfree_cluster::DispatchConfig::default()).unwrap();
     let mut replay = ClusterReplay::new(instances.into(), dispatch);
     let requests: Vec<(Time, Request)> = prompts()
         .into_iter()

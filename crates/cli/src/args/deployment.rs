@@ -1,10 +1,12 @@
 //! The flags of a deployment of several instances, spelled as DistServe and Tropical (sgir-distserve) spell them.
 
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use super::number::positive;
+use super::SchedulingPolicy;
+use super::number::{millis, positive};
 
 /// Several instances in one server.
 #[derive(Clone, Debug, Args)]
@@ -20,7 +22,8 @@ pub(crate) struct DeploymentArgs {
     /// are: all do both [default: half of them]
     #[arg(long, value_name = "K")]
     pub(crate) partition_id: Option<usize>,
-    /// Which instance gets a sequence: least-tokens, least-requests, round-robin
+    /// Which instance gets a sequence: least-tokens, least-requests, round-robin, or, by objectives,
+    /// slack, multiplexing
     #[arg(long, value_name = "NAME", default_value = "least-tokens")]
     pub(crate) dispatch_policy: String,
     /// Where instances in processes of their own join, which `stallfree instance` starts; they compute
@@ -31,6 +34,24 @@ pub(crate) struct DeploymentArgs {
     /// [default: 1, or none beside --replica-spec]
     #[arg(long, value_name = "N", requires = "instances_listen")]
     pub(crate) wait_for_instances: Option<usize>,
+    /// With multiplexing: prompts of as many tokens are not computed on instances that decode
+    #[arg(long, value_name = "N", value_parser = positive, default_value = "8192")]
+    pub(crate) max_multiplexing_length: usize,
+    /// With multiplexing: most tokens that all decodes of an instance have which is given a prompt
+    #[arg(long, value_name = "N", value_parser = positive, default_value = "400000")]
+    pub(crate) multiplexing_decode_batched_tokens_watermark: usize,
+    /// With multiplexing: longest decode step of an instance that is given a prompt, in milliseconds
+    #[arg(long, value_name = "MS", value_parser = millis, default_value = "850")]
+    pub(crate) multiplexing_decode_batch_latency_watermark: Duration,
+    /// With multiplexing: seconds after which a request that no instance has taken is answered with 429
+    #[arg(long, value_name = "S", value_parser = positive, default_value = "60")]
+    pub(crate) dispatch_timeout: usize,
+    /// Answer 429 at once where the first token would come after the request's ttft_slo
+    #[arg(long)]
+    pub(crate) early_rejection: bool,
+    /// --scheduling-policy of instances that prefill
+    #[arg(long, visible_alias = "schedule-policy", value_enum)]
+    pub(crate) prefill_scheduling_policy: Option<SchedulingPolicy>,
     /// What is different on instances that prefill.
     #[command(flatten)]
     pub(crate) prefill: PrefillArgs,

@@ -1,6 +1,7 @@
 //! Numbers with a suffix, as vLLM reads them.
 
 use std::str::FromStr;
+use std::time::Duration;
 
 /// A number of tokens or bytes: `2048`, `8k` (8,000), `8K` (8,192), `25.6k`, `1m`, `2G`.
 ///
@@ -55,6 +56,17 @@ pub(crate) fn positive(text: &str) -> Result<usize, String> {
 pub(crate) fn share(text: &str) -> Result<f64, String> {
     let share = text.parse().ok().filter(|share| *share > 0.0 && *share <= 1.0);
     share.ok_or_else(|| format!("'{text}' is not a share such as 0.9: more than 0, at most 1"))
+}
+
+/// Reads milliseconds: more than 0.
+///
+/// # Errors
+/// A sentence that says so.
+pub(crate) fn millis(text: &str) -> Result<Duration, String> {
+    let ms = text.parse().ok().filter(|ms| *ms > 0.0 && *ms <= 1e9);
+    ms.map(|ms: f64| Duration::from_secs_f64(ms / 1e3)).ok_or_else(|| {
+        format!("'{text}' is not a time in milliseconds such as 250: more than 0, at most 1e9")
+    })
 }
 
 /// A number, or leave to decide.

@@ -3,11 +3,12 @@
 use std::net::{IpAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{ArgAction, Args, ValueEnum};
 
 use super::deployment::DeploymentArgs;
-use super::number::{Auto, count, positive, share};
+use super::number::{Auto, count, millis, positive, share};
 
 /// The flags of `serve`.
 #[derive(Debug, Args)]
@@ -111,7 +112,7 @@ pub(crate) struct SchedulerArgs {
     /// A setting of the policy; may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = setting)]
     pub(crate) scheduler_config: Vec<(String, String)>,
-    /// The order of waiting requests
+    /// The order of waiting requests; edf and llf need objectives
     #[arg(long, value_enum, default_value_t = SchedulingPolicy::Fcfs)]
     pub(crate) scheduling_policy: SchedulingPolicy,
     /// Most sequences running at once
@@ -136,6 +137,14 @@ pub(crate) enum SchedulingPolicy {
     Fcfs,
     /// Lower `priority` first
     Priority,
+    /// Shortest prompt first
+    Sjf,
+    /// Longest prompt first
+    Ljf,
+    /// Earliest deadline of the first token first
+    Edf,
+    /// Least laxity first: the deadline, less the time that the prompt takes
+    Llf,
 }
 
 /// Where to compute, and with how much memory.
@@ -265,6 +274,14 @@ pub(crate) struct ServerArgs {
     /// Variables for the chat template, as a JSON object; a request's own come before them
     #[arg(long, value_name = "JSON", default_value = "{}")]
     pub(crate) default_chat_template_kwargs: String,
+    /// Most time to the first token of a request without a `ttft_slo` of its own, in milliseconds
+    /// [default: any]
+    #[arg(long, value_name = "MS", value_parser = millis)]
+    pub(crate) ttft_slo: Option<Duration>,
+    /// Most time a token after the first of a request without a `tpot_slo` of its own, in milliseconds
+    /// [default: any]
+    #[arg(long, value_name = "MS", value_parser = millis)]
+    pub(crate) tpot_slo: Option<Duration>,
     /// Most logprobs a request may ask for
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub(crate) max_logprobs: u32,

@@ -1,11 +1,12 @@
 //! Which instances there are, and what each of them is for.
 
 use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use stallfree_cluster::{Role, roles};
+use stallfree_cluster::{DispatchConfig, Role, roles};
 
-use super::{DeviceConfig, InstanceConfig};
+use super::{DeviceConfig, InstanceConfig, ordering};
 use crate::args::{DeploymentArgs, EngineArgs, Mode, Overrides, ReplicaSpec};
 use crate::environment::Environment;
 
@@ -18,8 +19,8 @@ pub(crate) struct DeploymentConfig {
     pub(crate) instances: Vec<(Role, InstanceConfig)>,
     /// How those in processes of their own join.
     pub(crate) gate: Option<GateArgs>,
-    /// The dispatch policy's name.
-    pub(crate) dispatch: String,
+    /// How sequences are given to them.
+    pub(crate) dispatch: DispatchConfig,
 }
 
 /// How instances in processes of their own join.
@@ -43,7 +44,6 @@ impl DeploymentConfig {
         args: &DeploymentArgs,
         environment: &Environment,
     ) -> Result<Self> {
-        stallfree_cluster::build(&args.dispatch_policy)?;
         let own = ReplicaSpec {
             tensor: engine.cache.tensor_parallel_size,
             pipeline: engine.cache.pipeline_parallel_size,
@@ -67,8 +67,11 @@ impl DeploymentConfig {
                 Role::Decode => args.decode.overrides(),
                 Role::Mixed => Overrides::default(),
             };
-            let mut config =
-                InstanceConfig::resolve(&apply(engine, *spec, &overrides), environment)?;
+            let mut engine = apply(engine, *spec, &overrides);
+            if let Some(order) = args.prefill_scheduling_policy.filter(|_| role == Role::Prefill) {
+                engine.scheduler.scheduling_policy = order;
+            }
+            let mut config = InstanceConfig::resolve(&engine, environment)?;
             config.first_gpu = next_gpu;
             next_gpu += spec.tensor * spec.pipeline;
             instances.push((role, config));
@@ -81,7 +84,22 @@ impl DeploymentConfig {
         if base.nodes.is_some() && gate.is_some() {
             bail!("--nnodes: ranks in several processes make one instance, which no others join");
         }
-        Ok(Self { base, instances, gate, dispatch: args.dispatch_policy.clone() })
+        let dispatch = dispatch(args, &base);
+        stallfree_cluster::build(&dispatch)?;
+        Ok(Self { base, instances, gate, dispatch })
+    }
+}
+
+/// Reads how sequences are given to instances; those that wait for one do in the order in which it would take them.
+fn dispatch(args: &DeploymentArgs, base: &InstanceConfig) -> DispatchConfig {
+    DispatchConfig {
+        policy: args.dispatch_policy.clone(),
+        prefill_order: args.prefill_scheduling_policy.map_or(base.scheduler.ordering, ordering),
+        max_multiplexing_length: args.max_multiplexing_length,
+        decode_tokens_watermark: args.multiplexing_decode_batched_tokens_watermark,
+        decode_step_watermark: args.multiplexing_decode_batch_latency_watermark,
+        timeout: Duration::from_secs(args.dispatch_timeout as u64),
+        early_rejection: args.early_rejection,
     }
 }
 

@@ -28,6 +28,7 @@ pub(super) fn state(instance: Instance, found: &Found, front: FrontConfig) -> Ap
             repetition_penalty: generation.repetition_penalty.unwrap_or(neutral.repetition_penalty),
             max_tokens: generation.max_new_tokens.map(|count| count as usize),
         },
+        default_slo: front.default_slo,
         eos_token_ids: generation.eos_token_ids,
         bos_token: special.bos_token,
         eos_token: special.eos_token,

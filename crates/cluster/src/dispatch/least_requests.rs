@@ -1,13 +1,15 @@
 //! The instance with the fewest sequences, the first of equals.
 
-use crate::{Dispatch, Member, SeqView};
+use stallfree_core::Time;
+
+use crate::{Choice, Dispatch, Member, SeqView};
 
 #[derive(Debug)]
 pub(super) struct LeastRequests;
 
 impl Dispatch for LeastRequests {
-    fn pick(&mut self, _: &SeqView, candidates: &[&Member]) -> usize {
+    fn pick(&mut self, _: &SeqView, candidates: &[&Member], _: Time) -> Choice {
         let index = (0..candidates.len()).min_by_key(|&index| candidates[index].num_seqs);
-        index.unwrap_or(0)
+        Choice::Candidate(index.unwrap_or(0))
     }
 }

@@ -1,6 +1,8 @@
 //! One after the other.
 
-use crate::{Dispatch, Member, SeqView};
+use stallfree_core::Time;
+
+use crate::{Choice, Dispatch, Member, SeqView};
 
 #[derive(Debug, Default)]
 pub(super) struct RoundRobin {
@@ -9,11 +11,11 @@ pub(super) struct RoundRobin {
 }
 
 impl Dispatch for RoundRobin {
-    fn pick(&mut self, seq: &SeqView, candidates: &[&Member]) -> usize {
-        let last = &mut self.last[usize::from(seq.num_uncomputed > 1)];
+    fn pick(&mut self, seq: &SeqView, candidates: &[&Member], _: Time) -> Choice {
+        let last = &mut self.last[usize::from(seq.is_prompt())];
         let after = |member: &&Member| last.is_none_or(|last| member.instance.0 > last);
         let index = candidates.iter().position(after).unwrap_or(0);
         *last = candidates.get(index).map(|member| member.instance.0);
-        index
+        Choice::Candidate(index)
     }
 }

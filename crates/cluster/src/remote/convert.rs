@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use stallfree_core::{
-    BlockId, FinishReason, InstanceId, KvLease, LeaseId, Request, SamplingParams, SeqId, StopRules,
+    BlockId, FinishReason, InstanceId, KvLease, LeaseId, Request, SamplingParams, SeqId, Slo, StopRules,
     Time, TokenLogprob,
 };
 use stallfree_engine::{
-    Admission, EngineStats, Finished, HandedOver, OutputSender, OutputToken, Progress, SeqOutput,
-    SeqTimes, Until,
+    Admission, EngineStats, Finished, HandedOver, OutputSender, OutputToken, Progress, Report,
+    SeqOutput, SeqTimes, StepModel, Until,
 };
 
 use super::message as wire;
@@ -78,7 +78,7 @@ pub(crate) fn run_in(run: wire::Run, output: OutputSender) -> (HandedOver, Until
 }
 
 fn request_out(request: &Request) -> wire::Request {
-    let Request { prompt, sampling, stop, priority } = request;
+    let Request { prompt, sampling, stop, priority, slo } = request;
     let StopRules { max_tokens, min_tokens, stop_token_ids } = stop;
     wire::Request {
         prompt: prompt.clone(),
@@ -87,6 +87,8 @@ fn request_out(request: &Request) -> wire::Request {
         min_tokens: *min_tokens as u64,
         stop_token_ids: stop_token_ids.clone(),
         priority: *priority,
+        ttft_slo: slo.ttft.map(nanos),
+        tpot_slo: slo.tpot.map(nanos),
     }
 }
 
@@ -100,6 +102,10 @@ fn request_in(request: wire::Request) -> Request {
             stop_token_ids: request.stop_token_ids,
         },
         priority: request.priority,
+        slo: Slo {
+            ttft: request.ttft_slo.map(Duration::from_nanos),
+            tpot: request.tpot_slo.map(Duration::from_nanos),
+        },
     }
 }
 
@@ -228,7 +234,7 @@ fn times_in(times: &wire::Times) -> SeqTimes {
 }
 
 pub(crate) fn output_out(seq: SeqId, output: SeqOutput) -> wire::Output {
-    let SeqOutput { admission, tokens, prompt_logprobs, finished, error } = output;
+    let SeqOutput { admission, tokens, prompt_logprobs, finished, error, retry_after } = output;
     let admission_out = |Admission { at, num_cached_tokens }| wire::Admission {
         at: time_out(at),
         num_cached_tokens: num_cached_tokens as u64,
@@ -246,6 +252,7 @@ pub(crate) fn output_out(seq: SeqId, output: SeqOutput) -> wire::Output {
         prompt_logprobs: prompt_logprobs.into_iter().map(list_out).collect(),
         finished: finished.map(|finished| finished_out(&finished)),
         error,
+        retry_after: retry_after.map(nanos),
     }
 }
 
@@ -269,6 +276,7 @@ pub(crate) fn output_in(output: wire::Output) -> SeqOutput {
             .collect(),
         finished: output.finished.map(|finished| finished_in(&finished)),
         error: output.error,
+        retry_after: output.retry_after.map(Duration::from_nanos),
     }
 }
 
@@ -374,6 +382,36 @@ pub(crate) fn report_in(report: &wire::Report) -> (EngineStats, Load) {
     (stats, load)
 }
 
+pub(crate) fn account_out(report: &Report) -> wire::Account {
+    let Report { at, num_decodes, decode_tokens, slack_until, first_tokens, steps } = report;
+    let StepModel { prefill, decode, max_chunk } = steps;
+    wire::Account {
+        at: time_out(*at),
+        num_decodes: *num_decodes as u64,
+        decode_tokens: *decode_tokens as u64,
+        slack_until: slack_until.map(time_out),
+        first_tokens: first_tokens.iter().map(|seq| seq.0).collect(),
+        steps: prefill.iter().chain(decode).copied().collect(),
+        max_chunk: *max_chunk as u64,
+    }
+}
+
+pub(crate) fn account_in(account: &wire::Account) -> Report {
+    let step = |index: usize| account.steps.get(index).copied().unwrap_or_default();
+    Report {
+        at: time_in(account.at),
+        num_decodes: count(account.num_decodes),
+        decode_tokens: count(account.decode_tokens),
+        slack_until: account.slack_until.map(time_in),
+        first_tokens: account.first_tokens.iter().map(|&seq| SeqId(seq)).collect(),
+        steps: StepModel {
+            prefill: [step(0), step(1), step(2)],
+            decode: [step(3), step(4), step(5)],
+            max_chunk: count(account.max_chunk),
+        },
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use stallfree_engine::output_stream;
@@ -429,8 +467,9 @@ mod tests {
         };
         let stop =
             StopRules { max_tokens: 9, min_tokens: 2, stop_token_ids: vec![0, 4_000_000_000] };
-        let request =
-            Request { prompt: vec![1, 2, 3], sampling: Arc::new(sampling), stop, priority: -4 };
+        let slo = Slo { ttft: Some(Duration::from_millis(250)), tpot: None };
+        let (prompt, sampling) = (vec![1, 2, 3], Arc::new(sampling));
+        let request = Request { prompt, sampling, stop, priority: -4, slo };
         let blocks = vec![BlockId(5), BlockId(0)];
         let id = LeaseId { seq: SeqId(7), generation: 1 << 40 };
         let kv = KvLease { instance: InstanceId(2), id, num_tokens: 30, blocks };
@@ -472,7 +511,7 @@ mod tests {
                 tokens: vec![token],
                 prompt_logprobs: vec![vec![], vec![logprob(1)]],
                 finished: Some(finished(FinishReason::Stop, Some(0))),
-                error: None,
+                ..SeqOutput::default()
             },
             SeqOutput {
                 finished: Some(finished(FinishReason::Length, None)),
@@ -482,7 +521,11 @@ mod tests {
                 finished: Some(finished(FinishReason::Abort, None)),
                 ..SeqOutput::default()
             },
-            SeqOutput { error: Some("gone".to_owned()), ..SeqOutput::default() },
+            SeqOutput {
+                error: Some("nobody took it".to_owned()),
+                retry_after: Some(Duration::from_secs(3)),
+                ..SeqOutput::default()
+            },
         ] {
             let expected = format!("{output:?}");
             let found = output_in(through(&output_out(SeqId(1), output)));
@@ -508,6 +551,15 @@ mod tests {
         let load = Load { num_taken: 12, late, retry_after: Duration::from_millis(1300) };
         let (found, found_load) = report_in(&through(&report_out(&stats, load)));
         assert_eq!((found, format!("{found_load:?}")), (stats, format!("{load:?}")));
+        let account = Report {
+            at: at(1),
+            num_decodes: 2,
+            decode_tokens: 3,
+            slack_until: Some(at(4)),
+            first_tokens: vec![SeqId(5), SeqId(6)],
+            steps: StepModel { prefill: [0.5, 1.5, 2.5], decode: [3.5, 4.5, 5.5], max_chunk: 7 },
+        };
+        assert_eq!(account_in(&through(&account_out(&account))), account);
         for role in [Role::Mixed, Role::Prefill, Role::Decode] {
             assert_eq!(role_in(role_out(role)), role);
         }

@@ -194,8 +194,8 @@ impl Gate {
         let role = convert::role_in(hello.role());
         let deployed = switchboard.upgrade()?;
         let mut state = self.lock();
-        let mut directory = deployed.directory();
-        let id = directory.reserve(role);
+        let mut board = deployed.board();
+        let id = board.directory.reserve(role);
         // What it takes is known once it is ready.
         let limits =
             PromptLimits { max_model_len: usize::MAX, vocab_size: Some(self.agreement.vocab_size) };
@@ -203,7 +203,7 @@ impl Gate {
             RemoteInstance::new(id, orders, Weak::clone(switchboard), (limits, *max_waiting));
         let remote = Arc::new(remote);
         instances.push(Arc::clone(&remote) as _);
-        drop(directory);
+        drop(board);
         remote.order(OrderKind::Welcome(wire::Welcome { instance: id.0 }));
         for (other, (kv_address, other_remote)) in &state.members {
             remote.order(came(*other, kv_address));
@@ -285,7 +285,7 @@ impl Gate {
             info.kv.num_tokens()
         );
         remote.ready(&info);
-        switchboard.directory().enter(remote.id);
+        switchboard.enter(remote.id);
         if state.max_model_len.is_none() {
             state.founders.insert(remote.id, info);
         }

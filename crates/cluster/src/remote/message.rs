@@ -62,7 +62,7 @@ pub(crate) enum OrderKind {
 
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct News {
-    #[prost(oneof = "NewsKind", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "NewsKind", tags = "1, 2, 3, 4, 5, 6, 7")]
     pub(crate) kind: Option<NewsKind>,
 }
 
@@ -84,6 +84,9 @@ pub(crate) enum NewsKind {
     /// The last: the instance ends, and why.
     #[prost(string, tag = "6")]
     Lost(String),
+    /// How it is after a step.
+    #[prost(message, tag = "7")]
+    Account(Account),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -179,6 +182,26 @@ pub(crate) struct Report {
     pub(crate) retry_after: u64,
 }
 
+/// What decides who is given what.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Account {
+    #[prost(uint64, tag = "1")]
+    pub(crate) at: u64,
+    #[prost(uint64, tag = "2")]
+    pub(crate) num_decodes: u64,
+    #[prost(uint64, tag = "3")]
+    pub(crate) decode_tokens: u64,
+    #[prost(uint64, optional, tag = "4")]
+    pub(crate) slack_until: Option<u64>,
+    #[prost(uint64, repeated, tag = "5")]
+    pub(crate) first_tokens: Vec<u64>,
+    /// The coefficients of steps with prompt tokens, then those of others.
+    #[prost(double, repeated, tag = "6")]
+    pub(crate) steps: Vec<f64>,
+    #[prost(uint64, tag = "7")]
+    pub(crate) max_chunk: u64,
+}
+
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Seqs {
     #[prost(uint64, repeated, tag = "1")]
@@ -218,6 +241,10 @@ pub(crate) struct Request {
     pub(crate) stop_token_ids: Vec<u32>,
     #[prost(sint32, tag = "6")]
     pub(crate) priority: i32,
+    #[prost(uint64, optional, tag = "7")]
+    pub(crate) ttft_slo: Option<u64>,
+    #[prost(uint64, optional, tag = "8")]
+    pub(crate) tpot_slo: Option<u64>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -330,6 +357,8 @@ pub(crate) struct Output {
     pub(crate) finished: Option<Finished>,
     #[prost(string, optional, tag = "6")]
     pub(crate) error: Option<String>,
+    #[prost(uint64, optional, tag = "7")]
+    pub(crate) retry_after: Option<u64>,
 }
 
 #[derive(Clone, PartialEq, Message)]

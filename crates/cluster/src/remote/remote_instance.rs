@@ -99,6 +99,7 @@ impl RemoteInstance {
             NewsKind::Output(output) => self.pass_on(*output),
             NewsKind::HandOver(hand_over) => self.hand_over(hand_over),
             NewsKind::Release(lease) => self.release(lease),
+            NewsKind::Account(account) => self.link().report(convert::account_in(&account)),
             NewsKind::Lost(reason) => return Err(reason),
             NewsKind::Hello(_) | NewsKind::Ready(_) => {
                 return Err("it says out of turn who it is".to_owned());
@@ -170,7 +171,7 @@ impl RemoteInstance {
         drop(state);
         if let Some(switchboard) = self.switchboard.upgrade() {
             // Nothing of it is to come back here.
-            switchboard.directory().lose(self.id);
+            switchboard.board().directory.lose(self.id);
         }
         if was_there {
             tracing::error!("{reason}; others take on its {} sequences", seqs.len());
@@ -202,12 +203,13 @@ fn note(seq: &mut HandedOver, output: &SeqOutput) {
 
 /// Adds what has come to what the reader has not taken yet.
 fn merge(pending: &mut SeqOutput, output: SeqOutput) {
-    let SeqOutput { admission, tokens, prompt_logprobs, finished, error } = output;
+    let SeqOutput { admission, tokens, prompt_logprobs, finished, error, retry_after } = output;
     pending.admission = pending.admission.or(admission);
     pending.tokens.extend(tokens);
     pending.prompt_logprobs.extend(prompt_logprobs);
     pending.finished = finished;
     pending.error = error;
+    pending.retry_after = retry_after;
 }
 
 impl Instance for RemoteInstance {

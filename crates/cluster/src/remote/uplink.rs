@@ -193,6 +193,11 @@ impl Peers for Beyond {
     /// The server sees it by the last output.
     fn ended(&mut self, _seq: SeqId) {}
 
+    fn report(&mut self, report: stallfree_engine::Report) {
+        let news = NewsKind::Account(convert::account_out(&report));
+        self.0.lock().news.push(News { kind: Some(news) });
+    }
+
     fn told_all(&mut self) {
         let state = self.0.lock();
         if !state.news.is_empty() || !state.ready.is_empty() {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use stallfree_core::{BlockId, KvGeometry, SeqId, Time, TokenId};
 use stallfree_scheduler::{
-    Admission, Ordering, Plan, PlannedChunk, Planner, SchedulerConfig, Sequence, Status,
+    Admission, Ordering, Plan, PlannedChunk, Planner, SchedulerConfig, Sequence, Standing, Status,
 };
 
 /// A sequence to come.
@@ -17,6 +17,8 @@ pub(crate) struct Arrival {
     pub(crate) prompt_len: usize,
     pub(crate) max_tokens: usize,
     pub(crate) priority: i32,
+    /// How many steps after its arrival its first token is due, if it matters.
+    pub(crate) due: Option<usize>,
     /// The first step before which its client has left, if it does.
     pub(crate) leaves: Option<usize>,
     /// How many of its tokens it shares with all others.
@@ -107,7 +109,9 @@ impl Driver {
                 let prompt = (0..arrival.prompt_len).map(|at| self.token(id, at)).collect();
                 let arrived = Time::from_start(Duration::from_millis(self.step as u64));
                 let len = arrival.prompt_len + arrival.max_tokens;
-                let seq = Sequence::new(id, prompt, len, arrival.priority, arrived);
+                let mut seq = Sequence::new(id, prompt, len, arrival.priority, arrived);
+                let standing = standing(arrival);
+                (seq.deadline, seq.prefill_time) = (standing.deadline, standing.prefill_time);
                 self.planner.add(seq).expect("a prompt that fits");
             }
             if arrival.leaves == Some(self.step) && arrival.step <= self.step {
@@ -223,13 +227,23 @@ impl Driver {
     }
 }
 
+/// Returns what a sequence's place depends on; a prompt token is taken to take a third of a step.
+fn standing(arrival: &Arrival) -> Standing {
+    let ms = |count: usize| Duration::from_millis(count as u64);
+    Standing {
+        priority: arrival.priority,
+        prompt_len: arrival.prompt_len,
+        deadline: arrival.due.map(|after| Time::from_start(ms(arrival.step + after))),
+        prefill_time: ms(arrival.prompt_len) / 3,
+    }
+}
+
 /// Returns in which order sequences of `arrivals` that arrived together are to start.
 pub(crate) fn in_order(arrivals: &[Arrival], ordering: Ordering) -> Vec<SeqId> {
     let mut ids: Vec<SeqId> = (0..arrivals.len() as u64).map(SeqId).collect();
     ids.sort_by_key(|id| {
         let arrival = &arrivals[id.0 as usize];
-        let priority = if ordering == Ordering::Priority { arrival.priority } else { 0 };
-        (priority, arrival.step, *id)
+        (ordering.rank(&standing(arrival)), arrival.step, *id)
     });
     ids
 }

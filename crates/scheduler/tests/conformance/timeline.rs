@@ -46,8 +46,8 @@ fn check(policy: &str, trace: Trace<'_>, expected: &Expect) {
         .arrivals
         .iter()
         .map(|&(step, prompt_len, max_tokens, priority)| {
-            let (leaves, num_common) = (None, 0);
-            Arrival { step, prompt_len, max_tokens, priority, leaves, num_common }
+            let (due, leaves, num_common) = (None, None, 0);
+            Arrival { step, prompt_len, max_tokens, priority, due, leaves, num_common }
         })
         .collect();
     let planner = Planner::new(config, geometry, policy).expect("a configuration that works");

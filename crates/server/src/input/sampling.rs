@@ -1,6 +1,8 @@
 //! The parameters that both endpoints share: how tokens are drawn, when to stop, what to report.
 
-use stallfree_core::{SamplingParams, TokenId};
+use std::time::Duration;
+
+use stallfree_core::{SamplingParams, Slo, TokenId};
 use stallfree_tokenizer::Tokenizer;
 
 use super::fields::{Fields, token_id, wrong_type};
@@ -17,6 +19,9 @@ const MAX_BAD_WORD_BYTES: usize = 4096;
 /// Below this a temperature only loses precision; vLLM takes it for 0, too.
 const MIN_TEMPERATURE: f32 = 1e-5;
 
+/// The longest objective, in milliseconds.
+const MAX_SLO_MS: f32 = 1e9;
+
 /// Everything that the two endpoints read alike, validated.
 #[derive(Clone, Debug)]
 pub(crate) struct Common {
@@ -30,6 +35,8 @@ pub(crate) struct Common {
     pub stop: StopSettings,
     /// Lower runs earlier.
     pub priority: i32,
+    /// What it is promised.
+    pub slo: Slo,
     /// How many of the most likely tokens to report for each prompt token.
     pub prompt_logprobs: Option<u32>,
     /// What to report, and how.
@@ -96,6 +103,7 @@ pub(crate) fn read(
         sampling: read_sampling(fields, config, tokenizer)?,
         stop: read_stop(fields, config, vocab_size)?,
         priority: read_priority(fields)?,
+        slo: read_slo(fields, config)?,
         prompt_logprobs,
         report: read_report(fields, config)?,
         stream,
@@ -246,6 +254,17 @@ fn read_stop(
 fn read_priority(fields: &Fields) -> Result<i32, ApiError> {
     let value = fields.int("priority", "a 32-bit integer", |v| i32::try_from(v).is_ok())?;
     Ok(value.and_then(|v| i32::try_from(v).ok()).unwrap_or(0))
+}
+
+/// Reads objectives, which are in milliseconds as in Tropical (2026).
+fn read_slo(fields: &Fields, config: &ServerConfig) -> Result<Slo, ApiError> {
+    let read = |name, default: Option<Duration>| {
+        let ms =
+            fields.number(name, "over 0 and at most 1e9", |ms| ms > 0.0 && ms <= MAX_SLO_MS)?;
+        Ok::<_, ApiError>(ms.map(|ms| Duration::from_secs_f64(f64::from(ms) / 1e3)).or(default))
+    };
+    let default = config.default_slo;
+    Ok(Slo { ttft: read("ttft_slo", default.ttft)?, tpot: read("tpot_slo", default.tpot)? })
 }
 
 fn read_report(fields: &Fields, config: &ServerConfig) -> Result<Report, ApiError> {

@@ -9,7 +9,7 @@ use crate::world::{World, post};
 
 const PATHS: [&str; 4] = ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"];
 
-const NAMES: [&str; 50] = [
+const NAMES: [&str; 52] = [
     "model",
     "prompt",
     "messages",
@@ -42,6 +42,8 @@ const NAMES: [&str; 50] = [
     "repetition_penalty",
     "ignore_eos",
     "priority",
+    "ttft_slo",
+    "tpot_slo",
     "truncate_prompt_tokens",
     "truncation_side",
     "add_special_tokens",

@@ -1,9 +1,13 @@
 //! Which values are taken, and which parameter is blamed for the others.
 
+use std::time::Duration;
+
 use serde_json::{Map, Value, json};
+use stallfree_core::Slo;
+use stallfree_server::ServerConfig;
 
 use crate::model::tokens;
-use crate::world::World;
+use crate::world::{World, config};
 
 const BOTH: [&str; 2] = ["/v1/completions", "/v1/chat/completions"];
 
@@ -58,6 +62,8 @@ async fn values_in_range_are_taken() {
             json!({ "prompt_logprobs": 0 }),
             json!({ "prompt_logprobs": 20 }),
             json!({ "priority": -5 }),
+            json!({ "ttft_slo": 250, "tpot_slo": 33.3 }),
+            json!({ "ttft_slo": null, "tpot_slo": 1e9 }),
             json!({ "truncate_prompt_tokens": -1 }),
             json!({ "truncate_prompt_tokens": 1, "truncation_side": "right" }),
             json!({ "user": "someone", "metadata": {}, "store": false, "service_tier": "auto" }),
@@ -118,6 +124,8 @@ async fn values_out_of_range_are_refused_by_name() {
         ("max_tokens", vec![json!(-1), json!(0), json!(600), json!("8"), json!(1.5)]),
         ("prompt_logprobs", vec![json!(-1), json!(21), json!(true)]),
         ("priority", vec![json!(1_i64 << 40), json!("high")]),
+        ("ttft_slo", vec![json!(0), json!(-1), json!(1e10), json!("fast")]),
+        ("tpot_slo", vec![json!(0), json!(-0.5), json!(1e300), json!([1])]),
         ("truncate_prompt_tokens", vec![json!(0), json!(-2), json!("all")]),
         ("truncation_side", vec![json!("middle"), json!(1)]),
         ("stream", vec![json!("yes"), json!(1)]),
@@ -259,17 +267,22 @@ async fn what_the_other_routes_take() {
 
 #[tokio::test]
 async fn parameters_reach_the_engine() {
-    let world = World::saying("Hello");
+    let default_slo =
+        Slo { tpot: Some(Duration::from_millis(40)), ttft: Some(Duration::from_secs(9)) };
+    let world = World::configured(ServerConfig { default_slo, ..config() });
     let body = json!({ "prompt": "Hi", "temperature": 0.5, "top_k": 3, "top_p": 0.9, "min_p": 0.1, "seed": 7, "n": 2,
         "repetition_penalty": 1.1, "presence_penalty": 0.2, "frequency_penalty": 0.3, "logit_bias": { "5": 500 },
         "allowed_token_ids": [7, 9], "bad_words": "no",
-        "logprobs": 2, "prompt_logprobs": 1, "max_tokens": 9, "min_tokens": 4, "stop_token_ids": [10], "priority": 3 });
+        "logprobs": 2, "prompt_logprobs": 1, "max_tokens": 9, "min_tokens": 4, "stop_token_ids": [10], "priority": 3, "ttft_slo": 250 });
     world.ok("/v1/completions", body).await;
     let requests = world.engine.requests.lock().unwrap();
     let [first, second] = &requests[..] else { panic!("two choices") };
     assert_eq!(first.prompt, [256, 72, 105]);
     assert_eq!((first.stop.max_tokens, first.stop.min_tokens, first.priority), (9, 4, 3));
     assert_eq!(first.stop.stop_token_ids, [10, 257]);
+    // What a request does not say is the server's.
+    let (ttft, tpot) = (Some(Duration::from_millis(250)), Some(Duration::from_millis(40)));
+    assert_eq!(first.slo, Slo { ttft, tpot });
     let sampling = &first.sampling;
     assert_eq!(sampling.logit_bias, [(5, 100.0)]);
     assert_eq!(sampling.allowed_token_ids, [7, 9]);

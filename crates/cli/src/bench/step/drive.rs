@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
-use stallfree_core::{Request, SamplingParams, StopRules, Time, TokenId, TokenLogprob};
+use stallfree_core::{Request, SamplingParams, Slo, StopRules, Time, TokenId, TokenLogprob};
 use stallfree_engine::{EngineHandle, OutputStream, StepObserver, StepRecord, ThreadedEngine};
 use stallfree_tokenizer::{Detokenizer, DetokenizerOptions, Tokenizer};
 use tokio::runtime::Runtime;
@@ -105,7 +105,8 @@ impl<'a> Driver<'a> {
         let mut readers = JoinSet::new();
         for (index, prompt) in prompts.into_iter().enumerate() {
             let (sampling, stop) = (Arc::clone(&sampling), stop.clone());
-            let request = Request { prompt: prompt.clone(), sampling, stop, priority: 0 };
+            let (priority, slo) = (0, Slo::default());
+            let request = Request { prompt: prompt.clone(), sampling, stop, priority, slo };
             let stream = self.engine.submit(request)?;
             let reader = read(stream, prompt, Arc::clone(&self.tokenizer));
             readers.spawn_on(async move { (index, reader.await) }, self.runtime.handle());
