@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, SamplingMode, criterion_group, criterion_main};
 use stallfree_benches::Instantly;
-use stallfree_core::{Executor as _, Request, SamplingParams, SeqId, StopRules, Time};
+use stallfree_core::{Executor as _, Request, SamplingParams, SeqId, Slo, StopRules, Time};
 use stallfree_engine::{Command, Engine, EngineInfo, OutputStream, output_stream};
 use stallfree_scheduler::{Planner, SchedulerConfig};
 
@@ -53,7 +53,7 @@ impl Loaded {
             let id = SeqId(id as u64);
             let (output, stream) = output_stream(id, || ());
             loaded.streams.push(stream);
-            commands.push(Command::Add { id, request: request(id.0), arrived: Time::ZERO, output });
+            commands.push(Command::run(id, request(id.0), Time::ZERO, output));
         }
         loaded.engine.step(Time::ZERO, commands);
         loaded.submitted.try_recv().expect("a first batch");
@@ -86,6 +86,7 @@ fn request(id: u64) -> Request {
         sampling: Arc::new(SamplingParams::greedy()),
         stop: StopRules { max_tokens: 2000, min_tokens: 0, stop_token_ids: vec![2] },
         priority: 0,
+        slo: Slo::default(),
     }
 }
 

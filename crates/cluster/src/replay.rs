@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use stallfree_core::{Clock, InstanceId, Request, SeqId, Time};
 use stallfree_engine::{
@@ -107,9 +108,9 @@ impl ClusterReplay {
         });
         match self.switchboard.check_slo(&request) {
             Ok(()) => {
-                self.switchboard.route(HandedOver::new(id, request, self.now(), output), None)
+                self.switchboard.route(HandedOver::new(id, request, self.now(), output), None);
             }
-            Err(error) => output.refuse(&error.to_string(), LEASE),
+            Err(error) => output.refuse(&error.to_string(), Duration::from_secs(1)),
         }
         stream
     }

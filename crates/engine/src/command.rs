@@ -7,18 +7,7 @@ use crate::{HandedOver, OutputSender};
 /// What the outside asks of an engine.
 #[derive(Debug)]
 pub enum Command {
-    /// Run a request.
-    Add {
-        /// The number of its sequence, never used before.
-        id: SeqId,
-        /// What to run.
-        request: Request,
-        /// When it came.
-        arrived: Time,
-        /// Where its output goes.
-        output: OutputSender,
-    },
-    /// Run a sequence, also one that another engine has begun.
+    /// Run a sequence, whether it is new or another engine has begun it. Its number is that of no other.
     Resume {
         /// The sequence.
         seq: Box<HandedOver>,
@@ -36,6 +25,15 @@ pub enum Command {
     Retract(SeqId),
     /// Go on keeping what is kept of these sequences.
     Renew(Vec<SeqId>),
+}
+
+impl Command {
+    /// Returns the command to run a request that came at `arrived`, as sequence `id`, to its end.
+    #[must_use]
+    pub fn run(id: SeqId, request: Request, arrived: Time, output: OutputSender) -> Self {
+        let seq = Box::new(HandedOver::new(id, request, arrived, output));
+        Self::Resume { seq, until: Until::End }
+    }
 }
 
 /// How far an engine runs a sequence.

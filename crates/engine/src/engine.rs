@@ -111,9 +111,6 @@ impl Engine {
     fn drain(&mut self, inbox: impl IntoIterator<Item = Command>, now: Time) {
         for command in inbox {
             match command {
-                Command::Add { id, request, arrived, output } => {
-                    self.resume(HandedOver::new(id, request, arrived, output), Until::End);
-                }
                 Command::Resume { seq, until } => self.resume(*seq, until),
                 Command::Cancel(seq) => self.end(seq, None, FinishReason::Abort, now),
                 Command::Release(seq) => self.release(seq),

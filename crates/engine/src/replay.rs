@@ -53,7 +53,7 @@ impl Replay {
         self.next_seq += 1;
         let inbox = Arc::clone(&self.inbox);
         let (output, stream) = output_stream(id, move || send(&inbox, Command::Cancel(id)));
-        send(&self.inbox, Command::Add { id, request, arrived, output });
+        send(&self.inbox, Command::run(id, request, arrived, output));
         stream
     }
 

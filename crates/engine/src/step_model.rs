@@ -179,8 +179,9 @@ impl LinearFit {
         for pivot in 0..3 {
             for below in pivot + 1..3 {
                 let factor = rows[below][pivot] / rows[pivot][pivot];
-                for column in pivot..4 {
-                    rows[below][column] -= factor * rows[pivot][column];
+                let upper = rows[pivot];
+                for (value, above) in rows[below].iter_mut().zip(upper).skip(pivot) {
+                    *value -= factor * above;
                 }
             }
         }

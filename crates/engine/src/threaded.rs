@@ -17,8 +17,8 @@ use stallfree_core::{Clock, Request, SeqId, Time};
 use crate::heartbeat::Heartbeat;
 use crate::output::unpark_this_thread;
 use crate::{
-    Command, Engine, EngineHandle, EngineInfo, EngineStats, HandedOver, Health, OutputStream,
-    PromptLimits, SubmitError, Wake, output_stream,
+    Command, Engine, EngineHandle, EngineInfo, EngineStats, Health, OutputStream, PromptLimits,
+    SubmitError, Wake, output_stream,
 };
 
 /// A step that takes no longer than this is never late.
@@ -124,7 +124,7 @@ impl EngineHandle for ThreadedEngine {
         let id = SeqId(shared.next_seq.fetch_add(1, Ordering::Relaxed));
         let canceller = Arc::clone(shared);
         let (output, stream) = output_stream(id, move || canceller.send(Command::Cancel(id)));
-        state.send(Command::Add { id, request, arrived: shared.clock.now(), output });
+        state.send(Command::run(id, request, shared.clock.now(), output));
         Ok(stream)
     }
 
@@ -200,9 +200,6 @@ impl Shared {
         }
         for command in commands {
             match command {
-                Command::Add { id, request, arrived, output } => {
-                    engine.refuse(HandedOver::new(id, request, arrived, output), &reason);
-                }
                 Command::Resume { seq, .. } => engine.refuse(*seq, &reason),
                 Command::Cancel(_)
                 | Command::Release(_)
@@ -263,7 +260,7 @@ impl Shared {
 
 /// Returns whether a sequence waits in a command.
 const fn adds(command: &Command) -> bool {
-    matches!(command, Command::Add { .. } | Command::Resume { .. })
+    matches!(command, Command::Resume { .. })
 }
 
 impl State {

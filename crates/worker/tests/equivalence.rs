@@ -107,7 +107,7 @@ fn requests(num_prompts: usize) -> (Vec<Command>, Vec<OutputStream>) {
         let (output, stream) = output_stream(SeqId(id as u64), || ());
         let request = request(prompt);
         let id = SeqId(id as u64);
-        commands.push(Command::Add { id, request, arrived: Time::ZERO, output });
+        commands.push(Command::run(id, request, Time::ZERO, output));
         streams.push(stream);
     }
     (commands, streams)

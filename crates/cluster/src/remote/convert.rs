@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use stallfree_core::{
-    BlockId, FinishReason, InstanceId, KvLease, LeaseId, Request, SamplingParams, SeqId, Slo, StopRules,
-    Time, TokenLogprob,
+    BlockId, FinishReason, InstanceId, KvLease, LeaseId, Request, SamplingParams, SeqId, Slo,
+    StopRules, Time, TokenLogprob,
 };
 use stallfree_engine::{
     Admission, EngineStats, Finished, HandedOver, OutputSender, OutputToken, Progress, Report,

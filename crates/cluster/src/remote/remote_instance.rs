@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use stallfree_core::{InstanceId, SeqId, SeqMap};
 use stallfree_engine::{
     Command, EngineInfo, EngineStats, HandedOver, Health, Peers as _, PromptLimits, SeqOutput,
-    SubmitError, Until,
+    SubmitError,
 };
 use tokio::sync::{Notify, mpsc};
 
@@ -219,9 +219,6 @@ impl Instance for RemoteInstance {
             return Err(command);
         }
         let (seq, until) = match command {
-            Command::Add { id, request, arrived, output } => {
-                (HandedOver::new(id, request, arrived, output), Until::End)
-            }
             Command::Resume { seq, until } => (*seq, until),
             Command::Cancel(id) => {
                 self.order(OrderKind::Cancel(id.0));
