@@ -21,7 +21,7 @@ use crate::calibrate::CalibrateArgs;
 
 pub(crate) use deployment::{DeploymentArgs, Mode, Overrides, ReplicaSpec};
 pub(crate) use doctor::{DoctorArgs, LibraryName};
-pub(crate) use instance::InstanceArgs;
+pub(crate) use instance::{InstanceArgs, KvTransport};
 pub(crate) use number::{Auto, positive};
 pub(crate) use serve::{
     CacheArgs, DeviceKind, Dtype, EngineArgs, Kernels, LoadFormat, ModelArgs, SchedulerArgs,

@@ -6,6 +6,7 @@ mod text;
 
 use anyhow::Result;
 use stallfree_device::{Library, find_library};
+use stallfree_transfer::Nixl;
 
 use crate::args::{DoctorArgs, LibraryName};
 use crate::console::{self, print};
@@ -36,6 +37,13 @@ fn fetch(named: &[LibraryName], environment: &Environment) -> Result<()> {
         match find_library(library) {
             Ok(_) => console::note(format_args!("{} is there", library.name())),
             Err(_) => libraries::fetch(library, environment)?,
+        }
+    }
+    // Only hosts with RDMA have a use for it, and it is large.
+    if named.contains(&LibraryName::Nixl) {
+        match Nixl::open(&environment.nixl()) {
+            Ok(_) => console::note("NIXL is there"),
+            Err(_) => libraries::fetch_nixl(environment)?,
         }
     }
     Ok(())

@@ -3,6 +3,9 @@
 use std::env;
 use std::path::PathBuf;
 
+/// The version of NIXL that is downloaded.
+pub(crate) const NIXL_VERSION: &str = "1.5.1";
+
 /// The variables that stallfree heeds, resolved.
 #[derive(Clone, Debug)]
 pub(crate) struct Environment {
@@ -57,6 +60,11 @@ impl Environment {
     /// Returns where compiled kernels are kept.
     pub(crate) fn kernels(&self) -> PathBuf {
         self.cache.join("kernels")
+    }
+
+    /// Returns where NIXL lies, if it was downloaded.
+    pub(crate) fn nixl(&self) -> PathBuf {
+        self.libraries().join(format!("nixl-{NIXL_VERSION}"))
     }
 
     /// Returns where downloaded libraries lie.

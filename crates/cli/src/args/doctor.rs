@@ -5,7 +5,7 @@ use clap::{Args, ValueEnum};
 /// The flags of `doctor`.
 #[derive(Debug, Args)]
 pub(crate) struct DoctorArgs {
-    /// Download the CUDA libraries that are missing, through pip: all of them, or those named
+    /// Download libraries that are missing, through pip: all of CUDA's, or those named
     #[arg(long, value_enum, value_name = "LIBRARY", num_args = 0.., value_delimiter = ',')]
     pub(crate) fetch: Option<Vec<LibraryName>>,
     /// Print JSON
@@ -13,7 +13,7 @@ pub(crate) struct DoctorArgs {
     pub(crate) json: bool,
 }
 
-/// A CUDA library.
+/// A library.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LibraryName {
     /// The run-time compiler
@@ -23,4 +23,6 @@ pub(crate) enum LibraryName {
     CublasLt,
     /// Collectives, for several GPUs
     Nccl,
+    /// RDMA between hosts, for --kv-transport nixl
+    Nixl,
 }

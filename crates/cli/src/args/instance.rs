@@ -26,6 +26,20 @@ pub(crate) struct JoiningArgs {
     /// What the instance is for
     #[arg(long, value_enum, default_value_t = RoleName::Mixed)]
     pub(crate) role: RoleName,
+    /// How KV goes between processes
+    #[arg(long, value_enum, default_value_t = KvTransport::Auto)]
+    pub(crate) kv_transport: KvTransport,
+}
+
+/// How KV goes between processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KvTransport {
+    /// NIXL where there is an RDMA device and the library, else TCP
+    Auto,
+    /// TCP, over any network
+    Tcp,
+    /// NIXL's best way to the other process: RDMA, else shared memory or TCP
+    Nixl,
 }
 
 /// What an instance is for.

@@ -1,13 +1,14 @@
 //! Which instances there are, and what each of them is for.
 
 use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use stallfree_cluster::{DispatchConfig, Role, roles};
 
 use super::{DeviceConfig, InstanceConfig, ordering};
-use crate::args::{DeploymentArgs, EngineArgs, Mode, Overrides, ReplicaSpec};
+use crate::args::{DeploymentArgs, EngineArgs, KvTransport, Mode, Overrides, ReplicaSpec};
 use crate::environment::Environment;
 
 /// The instances of a server: at least one here, or a way for others to join.
@@ -32,6 +33,10 @@ pub(crate) struct GateArgs {
     pub(crate) wait_for: usize,
     /// Whether some may prefill and others decode.
     pub(crate) separates: bool,
+    /// How KV goes to them and comes from them.
+    pub(crate) transport: KvTransport,
+    /// Where NIXL lies, if it was downloaded.
+    pub(crate) nixl: PathBuf,
 }
 
 impl DeploymentConfig {
@@ -48,7 +53,7 @@ impl DeploymentConfig {
             tensor: engine.cache.tensor_parallel_size,
             pipeline: engine.cache.pipeline_parallel_size,
         };
-        let gate = gate(args)?;
+        let gate = gate(args, environment)?;
         let specs = match (&args.replica_spec[..], args.mode) {
             ([], _) if gate.is_some() => Vec::new(),
             ([], Mode::Simple) => vec![own],
@@ -122,7 +127,7 @@ fn roles_of(specs: &[ReplicaSpec], args: &DeploymentArgs, joined: bool) -> Resul
     Ok(roles(count, partition))
 }
 
-fn gate(args: &DeploymentArgs) -> Result<Option<GateArgs>> {
+fn gate(args: &DeploymentArgs, environment: &Environment) -> Result<Option<GateArgs>> {
     let Some(listen) = &args.instances_listen else { return Ok(None) };
     let mut found = listen.to_socket_addrs().with_context(|| {
         format!(
@@ -135,6 +140,8 @@ fn gate(args: &DeploymentArgs) -> Result<Option<GateArgs>> {
         listen,
         wait_for: args.wait_for_instances.unwrap_or(usize::from(args.replica_spec.is_empty())),
         separates: args.mode == Mode::Distserve,
+        transport: args.kv_transport,
+        nixl: environment.nixl(),
     }))
 }
 

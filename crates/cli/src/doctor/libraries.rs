@@ -12,6 +12,7 @@ pub(super) const fn wheel(library: Library) -> Wheel {
     match library {
         Library::Nvrtc => Wheel {
             package: Pinned {
+                made_for: None,
                 requirement: "nvidia-cuda-nvrtc==13.0.88",
                 sha256: &[
                     "ad9b6d2ead2435f11cbb6868809d2adeeee302e9bb94bcf0539c7a40d80e8575", // x86_64
@@ -22,6 +23,7 @@ pub(super) const fn wheel(library: Library) -> Wheel {
         },
         Library::CublasLt => Wheel {
             package: Pinned {
+                made_for: None,
                 requirement: "nvidia-cublas==13.0.2.14",
                 sha256: &[
                     "0cf238ffdbe46c00cb9aa98e7bca745c223a5ca5a53e686ac8b3e5a08fe80d6c",
@@ -32,6 +34,7 @@ pub(super) const fn wheel(library: Library) -> Wheel {
         },
         Library::Nccl => Wheel {
             package: Pinned {
+                made_for: None,
                 requirement: "nvidia-nccl-cu13==2.28.9",
                 sha256: &[
                     "e4553a30f34195f3fa1da02a6da3d6337d28f2003943aa0a3d247bbc25fefc42",
@@ -41,6 +44,30 @@ pub(super) const fn wheel(library: Library) -> Wheel {
             files: &["libnccl.so.2"],
         },
     }
+}
+
+/// NIXL, of which only the C API is used: it is the same for every version of Python.
+const NIXL: Pinned = Pinned {
+    requirement: "nixl-cu13==1.5.1",
+    sha256: &[
+        "ce48b601bad4c4503a5d9d418e6f4b1289a3a68e407af99f0f7e377f8371f49b", // x86_64
+        "dbccd0eacc919e8beeba036eb80a4eaa67b060c4d2c12d346797739397205369", // aarch64
+    ],
+    made_for: Some(("3.12", "manylinux_2_28")),
+};
+
+/// The folders of its wheel that hold the library, what it needs, and its plugins.
+const NIXL_FOLDERS: &[&str] = &[".nixl_cu13.mesonpy.libs/", "nixl_cu13.libs/"];
+
+/// Puts NIXL into the folder where it is looked for.
+///
+/// # Errors
+/// As [`fetch`].
+pub(super) fn fetch_nixl(environment: &Environment) -> Result<()> {
+    wheel::fetch_tree(&NIXL, NIXL_FOLDERS, &environment.nixl(), &environment.path).with_context(|| {
+        "NIXL could not be fetched; without an index, install it (PyPI: nixl-cu13) and put the folder of libnixl_capi.so on \
+         LD_LIBRARY_PATH"
+    })
 }
 
 /// Puts a library, which could not be opened, into the folder where the device layer looks for it.

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use stallfree_device::{LinkKind, find_library, gpu_is_usable, probe};
 use stallfree_kernels::cpu::CpuConfig;
+use stallfree_transfer::Nixl;
 
-use crate::environment::Environment;
+use crate::environment::{Environment, NIXL_VERSION};
 use crate::models;
 
 /// What is on this machine.
@@ -21,6 +22,8 @@ pub(super) struct Report {
     pub(super) gpus: Vec<Gpu>,
     pub(super) links: Vec<Link>,
     pub(super) libraries: Vec<Library>,
+    /// The way to RDMA.
+    pub(super) nixl: Library,
     /// Where compiled kernels are kept.
     pub(super) kernel_cache: Folder,
     /// Where downloaded libraries are kept.
@@ -116,6 +119,7 @@ impl Report {
             gpus: found.gpus.into_iter().map(gpu).collect(),
             links: found.links.into_iter().map(link).collect(),
             libraries: stallfree_device::Library::ALL.map(library).into(),
+            nixl: nixl(environment),
             kernel_cache: folder(environment.kernels()),
             library_folder: environment.libraries(),
             model_folders: vec![environment.models(), environment.hub.cache.clone()],
@@ -181,6 +185,15 @@ fn library(library: stallfree_device::Library) -> Library {
             Library { name, file, version: None, path: None, problem: Some(error.to_string()) }
         }
     }
+}
+
+fn nixl(environment: &Environment) -> Library {
+    let (name, file, folder) = ("NIXL", "libnixl_capi.so", environment.nixl());
+    let found = Nixl::open(&folder);
+    let path = found.as_ref().ok().map(|found| found.path().to_owned());
+    let fetched = path.as_deref().is_some_and(|path| path.starts_with(&folder));
+    let version = path.as_ref().map(|_| if fetched { NIXL_VERSION } else { "of the system" });
+    Library { name, file, version: version.map(str::to_owned), path, problem: found.err() }
 }
 
 fn folder(path: PathBuf) -> Folder {

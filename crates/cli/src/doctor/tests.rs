@@ -37,6 +37,7 @@ fn every_thing_has_its_line_within_the_width() {
         "NVRTC ",
         "cuBLASLt ",
         "NCCL ",
+        "NIXL ",
         "Kernels ",
         "Models ",
     ] {
@@ -57,7 +58,9 @@ fn the_choice_is_what_serve_does() {
     assert_eq!(report.choice.device, if usable { "cuda" } else { "cpu" });
     assert_eq!(report.choice.reason.is_none(), usable);
     let json = serde_json::to_value(&report).unwrap();
-    for key in ["cpu", "driver", "gpus", "links", "libraries", "kernel_cache", "models", "choice"] {
+    for key in
+        ["cpu", "driver", "gpus", "links", "libraries", "nixl", "kernel_cache", "models", "choice"]
+    {
         assert!(json.get(key).is_some(), "{key}: {json}");
     }
 }

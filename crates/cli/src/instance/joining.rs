@@ -3,20 +3,24 @@
 use std::net::{
     IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs as _, UdpSocket,
 };
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 use stallfree_cluster::{Agreement, GateConfig, JoinConfig, Neighbours};
 use stallfree_core::{InstanceId, LeaseBook};
 use stallfree_models::Checkpoint;
-use stallfree_transfer::{KvAddress, KvNetwork, KvServer, Ports};
+use stallfree_transfer::{KvAddress, KvNetwork, KvServer, Nixl, NixlAgent, Ports};
 
 use super::{Built, NODE_PATIENCE, Seat, StartReport, build, open, start_worker};
-use crate::args::InstanceArgs;
+use crate::args::{InstanceArgs, KvTransport};
 use crate::config::{DeviceConfig, GateArgs, InstanceConfig};
 use crate::environment::Environment;
 use crate::serve::report;
 use crate::{model_source, signals};
+
+/// Memory that is registered with NIXL, for KV on its way; more goes over TCP. It costs nothing until it is used.
+const NIXL_BYTES: usize = 256 << 20;
 
 /// The KV of all processes of a deployment, as this one reads and shows it.
 #[derive(Debug)]
@@ -30,11 +34,16 @@ pub(super) struct Reach {
 
 impl Reach {
     /// Shows the blocks behind `ports` to others, at the address `host` of this machine.
-    fn open(host: IpAddr, ports: &Ports, server: Option<IpAddr>) -> Result<Self> {
-        let (ports, network) = (ports.clone(), KvNetwork::new(None));
-        let server_here = KvServer::start(host, ports.clone(), None)
+    fn open(
+        host: IpAddr,
+        ports: &Ports,
+        agent: Option<Arc<NixlAgent>>,
+        server_host: Option<IpAddr>,
+    ) -> Result<Self> {
+        let server = KvServer::start(host, ports.clone(), agent.clone())
             .with_context(|| format!("other processes can't be let read KV at {host}"))?;
-        Ok(Self { ports, network, server: server_here, host: server })
+        let network = KvNetwork::new(agent);
+        Ok(Self { ports: ports.clone(), network, server, host: server_host })
     }
 }
 
@@ -52,6 +61,34 @@ impl Neighbours for Reach {
     }
 }
 
+/// Starts NIXL, if KV is to go that way.
+fn nixl_agent(transport: KvTransport, folder: &Path) -> Result<Option<Arc<NixlAgent>>> {
+    let start = || Nixl::open(folder).and_then(|nixl| NixlAgent::new(&nixl, NIXL_BYTES));
+    match transport {
+        KvTransport::Tcp => Ok(None),
+        KvTransport::Nixl => match start() {
+            Ok(agent) => Ok(Some(Arc::new(agent))),
+            Err(error) => bail!("--kv-transport nixl: {error}"),
+        },
+        KvTransport::Auto if !has_rdma() => Ok(None),
+        KvTransport::Auto => match start() {
+            Ok(agent) => {
+                tracing::info!("KV goes between processes over NIXL");
+                Ok(Some(Arc::new(agent)))
+            }
+            Err(error) => {
+                tracing::warn!("KV goes between processes over TCP: {error}");
+                Ok(None)
+            }
+        },
+    }
+}
+
+/// Returns whether the kernel lists a device for RDMA.
+fn has_rdma() -> bool {
+    std::fs::read_dir("/sys/class/infiniband").is_ok_and(|mut devices| devices.next().is_some())
+}
+
 /// Opens a deployment's gate for instances in other processes.
 ///
 /// # Errors
@@ -64,7 +101,8 @@ pub(super) fn gate(
     let listener = TcpListener::bind(args.listen).with_context(|| {
         format!("can't listen on {}; choose another --instances-listen", args.listen)
     })?;
-    let reach = Reach::open(args.listen.ip(), ports, None)?;
+    let agent = nixl_agent(args.transport, &args.nixl)?;
+    let reach = Reach::open(args.listen.ip(), ports, agent, None)?;
     Ok(GateConfig {
         listener,
         agreement: agreement(checkpoint, config),
@@ -100,7 +138,8 @@ pub(crate) fn run(args: &InstanceArgs, environment: &Environment) -> Result<()> 
     let found = model_source::find(&args.engine.model, config.weights, environment)?;
     let checkpoint = open(&found.path, config.weights)?;
     let (server, ports) = (address(&args.joining.join)?, Ports::default());
-    let reach = Reach::open(own_address(server)?, &ports, Some(server.ip()))?;
+    let agent = nixl_agent(args.joining.kv_transport, &environment.nixl())?;
+    let reach = Reach::open(own_address(server)?, &ports, agent, Some(server.ip()))?;
     tracing::info!("Joining the server at {}", args.joining.join);
     let joined = stallfree_cluster::join(&JoinConfig {
         server: args.joining.join.clone(),

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::thread;
 use std::time::Duration;
@@ -21,8 +21,19 @@ struct Far(Child, NamedTempFile);
 
 impl Far {
     fn start(model: &Path, port: u16, role: &str) -> Self {
+        Self::start_with((model, port, role), &[], None)
+    }
+
+    fn start_with(
+        (model, port, role): (&Path, u16, &str),
+        flags: &[&str],
+        cache: Option<&Path>,
+    ) -> Self {
         let mut command = stallfree();
-        command.arg("instance").arg(model).args(ENGINE);
+        command.arg("instance").arg(model).args(ENGINE).args(flags);
+        if let Some(cache) = cache {
+            command.env("STALLFREE_CACHE", cache);
+        }
         command.arg(format!("--join=127.0.0.1:{port}")).arg(format!("--role={role}"));
         command.args(["--kv-cache-memory-bytes=16M", "--max-num-batched-tokens=256"]);
         let log = NamedTempFile::new().expect("a file");
@@ -56,18 +67,29 @@ struct World {
 
 impl World {
     fn start(roles: &[&str], flags: &[&str]) -> Self {
+        Self::start_with(roles, flags, &[], None)
+    }
+
+    fn start_with(
+        roles: &[&str],
+        flags: &[&str],
+        far_flags: &[&str],
+        cache: Option<&Path>,
+    ) -> Self {
         let model = tiny_model();
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = listener.local_addr().expect("its address").port();
         drop(listener);
-        let far = roles.iter().map(|role| Far::start(model.path(), port, role)).collect();
+        let start = |role: &&str| Far::start_with((model.path(), port, role), far_flags, cache);
+        let far = roles.iter().map(start).collect();
         let (listen, count) = (
             format!("--instances-listen=127.0.0.1:{port}"),
             format!("--wait-for-instances={}", roles.len()),
         );
         let mode = if roles.contains(&"mixed") { "--mode=simple" } else { "--mode=distserve" };
         let own = ["--served-model-name=tiny", mode, listen.as_str(), count.as_str()];
-        let server = Server::start(model.path(), &[&ENGINE, &own[..], flags].concat());
+        let flags = [&ENGINE, &own[..], flags].concat();
+        let server = Server::start_with(model.path(), &flags, cache);
         Self { server, far, port, model }
     }
 
@@ -206,6 +228,42 @@ fn local_instances_and_joined_ones_serve_together() {
     // What was computed here went there: nothing was computed twice.
     let log = world.far[0].log();
     assert!(!log.contains("could not be fetched"), "{log}");
+}
+
+/// Fetches NIXL into a cache that later runs find it in; an error says why it can't be had.
+fn fetch_nixl() -> Result<PathBuf, String> {
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("nixl");
+    let mut doctor = stallfree();
+    let output = doctor.args(["doctor", "--fetch", "nixl"]).env("STALLFREE_CACHE", &cache).output();
+    let output = output.expect("the binary starts");
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    if output.status.success() {
+        return Ok(cache);
+    }
+    assert!(error.contains("NIXL could not be fetched"), "{error}");
+    Err(error)
+}
+
+/// Real transfers between the memory of two processes; the one test that needs what a machine may lack, a package index, and says so.
+#[test]
+fn kv_goes_over_nixl() {
+    let cache = match fetch_nixl() {
+        Ok(cache) => cache,
+        Err(error) => return eprintln!("skipped, because there is no package index: {error}"),
+    };
+    let expected = &undisturbed()[3];
+    let world = World::start_with(
+        &["decode"],
+        &["--replica-spec=1,1", "--partition-id=1", "--kv-transport=nixl"],
+        &["--kv-transport=nixl"],
+        Some(&cache),
+    );
+    for _ in 0..3 {
+        assert_eq!(rest(&mut world.ask(&expected.0)), expected.1);
+    }
+    world.wait_until_empty();
+    let log = world.far[0].log();
+    assert!(log.contains("comes over NIXL") && !log.contains("could not be fetched"), "{log}");
 }
 
 #[test]

@@ -39,7 +39,16 @@ pub(crate) struct Server {
 impl Server {
     /// Starts one on a free port and waits until it listens.
     pub(crate) fn start(model: &Path, flags: &[&str]) -> Self {
-        let mut process = stallfree()
+        Self::start_with(model, flags, None)
+    }
+
+    /// Does the same with a cache, where others have none.
+    pub(crate) fn start_with(model: &Path, flags: &[&str], cache: Option<&Path>) -> Self {
+        let mut command = stallfree();
+        if let Some(cache) = cache {
+            command.env("STALLFREE_CACHE", cache);
+        }
+        let mut process = command
             .arg("serve")
             .arg(model)
             .args(["--host=127.0.0.1", "--port=0", "--kv-cache-memory-bytes=64M"])

@@ -2,7 +2,7 @@
 
 use std::ffi::{c_char, c_int, c_void};
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
@@ -70,6 +70,7 @@ functions! {
 /// The library, open.
 pub struct Nixl {
     pub(super) functions: Functions,
+    path: PathBuf,
     /// Open for as long as its functions are called.
     _library: Library,
 }
@@ -92,7 +93,13 @@ impl Nixl {
         })?;
         let functions = Functions::find(&library)
             .map_err(|error| format!("{} lacks a function: {error}", path.display()))?;
-        Ok(Arc::new(Self { functions, _library: library }))
+        Ok(Arc::new(Self { functions, path: path.to_owned(), _library: library }))
+    }
+
+    /// Returns what was opened: a mere name, if the system knows where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 }
 

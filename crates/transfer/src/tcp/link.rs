@@ -129,7 +129,10 @@ impl Link {
     fn start(address: &KvAddress, agent: Option<&Arc<NixlAgent>>) -> io::Result<Arc<Self>> {
         let peer = agent.filter(|_| !address.nixl.is_empty()).and_then(|agent| {
             match agent.meet(&address.nixl) {
-                Ok(name) => Some(Peer { agent: Arc::clone(agent), name }),
+                Ok(name) => {
+                    tracing::info!("KV of {} comes over NIXL", address.tcp);
+                    Some(Peer { agent: Arc::clone(agent), name })
+                }
                 Err(error) => {
                     tracing::warn!("KV of {} comes over TCP: {error}", address.tcp);
                     None

@@ -182,8 +182,12 @@ impl Writer {
                 frame::write_staged(&mut self.stream, id, payload, staged.span().0)?;
                 self.staged.insert(id, staged);
             }
-            // Without NIXL, or without room there.
-            None => frame::write_answer(&mut self.stream, id, result)?,
+            None => {
+                if over_nixl && result.is_ok() {
+                    tracing::warn!("no memory of NIXL's is free: KV goes over TCP");
+                }
+                frame::write_answer(&mut self.stream, id, result)?;
+            }
         }
         self.sent.recv().map_err(|_| io::ErrorKind::BrokenPipe.into())
     }

