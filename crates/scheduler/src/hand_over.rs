@@ -8,7 +8,7 @@ use stallfree_kvcache::{BlockTable, KvCacheManager};
 use crate::queues::Entry;
 use crate::step::State;
 use crate::transfers::{Transfer, Whose};
-use crate::{Admission, Planner, Sequence, Status};
+use crate::{Admission, Planner, Sequence};
 
 /// Blocks for a sequence whose KV is elsewhere.
 #[derive(Clone, Copy)]
@@ -214,12 +214,10 @@ impl Planner {
         self.state.reserved.awaits_fetches()
     }
 
-    /// Frees a sequence's blocks, or, if they are being filled, lets that come to an end first.
+    /// Frees a sequence's blocks, also those that were reserved before it came; if they are being filled, when that comes to an end.
     pub(crate) fn free(&mut self, seq: &Sequence, mut table: BlockTable) {
         let State { reserved, kv, .. } = &mut self.state;
         kv.free(&mut table);
-        if seq.status == Status::Fetching {
-            reserved.abandon(seq.id, kv);
-        }
+        reserved.abandon(seq.id, kv);
     }
 }
