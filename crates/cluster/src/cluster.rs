@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use stallfree_core::{Clock, InstanceId, LeaseBook, Request, SeqId, Time};
 use stallfree_engine::{
-    Engine, EngineHandle, EngineInfo, EngineStats, HandedOver, Health, LEASE, Membership,
-    OutputStream, SubmitError, ThreadedEngine, output_stream,
+    Engine, EngineHandle, EngineInfo, EngineStats, HandedOver, Health, InstanceChange,
+    InstanceStatus, LEASE, Membership, OutputStream, SubmitError, ThreadedEngine, output_stream,
 };
 
 use crate::instance::Instances;
@@ -221,6 +221,14 @@ impl EngineHandle for Cluster {
 
     fn drain(&self) {
         self.instances.all().iter().for_each(|instance| instance.drain());
+    }
+
+    fn instances(&self) -> Vec<InstanceStatus> {
+        self.switchboard.instances()
+    }
+
+    fn change_instance(&self, id: InstanceId, change: InstanceChange) -> Option<InstanceStatus> {
+        self.switchboard.change(id, change)
     }
 }
 

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use stallfree_core::{InstanceId, KvLease, KvOffer, SeqId, SeqMap, Time};
-use stallfree_engine::{HandedOver, Ordering, Report, Role, StepModel, Until};
+use stallfree_engine::{
+    HandedOver, InstanceChange, InstanceStatus, Ordering, Report, Role, StepModel, Until,
+};
 
 use crate::{Choice, Dispatcher, Member, SeqView};
 
@@ -87,6 +89,31 @@ impl Directory {
     pub(crate) fn prefill_steps(&self) -> StepModel {
         let first = self.candidates(Role::Prefill, false, None).into_iter().next();
         first.map_or_else(StepModel::default, |index| self.members[index].report.steps)
+    }
+
+    /// Returns how the instances are.
+    pub(crate) fn instances(&self) -> Vec<InstanceStatus> {
+        let status = |member: &Member| InstanceStatus {
+            instance: member.instance,
+            role: member.role,
+            is_draining: member.is_draining,
+            is_lost: member.is_lost,
+            num_seqs: member.num_seqs,
+            num_prefills: member.prefills.len(),
+            num_tokens: member.num_tokens,
+            num_kept: self.leases.values().filter(|&&keeper| keeper == member.instance).count(),
+        };
+        self.members.iter().map(status).collect()
+    }
+
+    /// Changes an instance; returns whether it begins to drain.
+    pub(crate) fn change(&mut self, instance: InstanceId, change: InstanceChange) -> bool {
+        let found = self.members.iter_mut().find(|member| member.instance == instance);
+        let Some(member) = found else { return false };
+        member.role = change.role.unwrap_or(member.role);
+        let drained = member.is_draining;
+        member.is_draining = change.draining.unwrap_or(drained);
+        member.is_draining && !drained
     }
 
     /// Chooses an instance for a sequence, which no instance has at the moment.

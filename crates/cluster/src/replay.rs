@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use stallfree_core::{Clock, InstanceId, Request, SeqId, Time};
 use stallfree_engine::{
-    Command, Engine, HandedOver, LEASE, Membership, OutputStream, SeqOutput, Wake, output_stream,
-    unpark_this_thread,
+    Command, Engine, HandedOver, InstanceChange, LEASE, Membership, OutputStream, SeqOutput, Wake,
+    output_stream, unpark_this_thread,
 };
 
 use crate::switchboard::{Lines, Link, Switchboard};
@@ -94,6 +94,11 @@ impl ClusterReplay {
     /// Returns the engines, in order.
     pub fn engines(&self) -> impl Iterator<Item = &Engine> {
         self.engines.iter().map(|(engine, _)| engine)
+    }
+
+    /// Changes an instance; without effect if there is no such instance.
+    pub fn change_instance(&mut self, id: InstanceId, change: InstanceChange) {
+        self.switchboard.change(id, change);
     }
 
     /// Submits a request now. Dropping the stream cancels it.

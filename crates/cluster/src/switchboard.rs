@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::Thread;
 
 use stallfree_core::{Clock, InstanceId, KvLease, KvOffer, Request, SeqId, Time};
-use stallfree_engine::{Command, HandedOver, Peers, Report, SubmitError};
+use stallfree_engine::{
+    Command, HandedOver, InstanceChange, InstanceStatus, Peers, Report, SubmitError,
+};
 
 use crate::directory::Place;
 use crate::{Directory, SeqView};
@@ -248,6 +250,22 @@ impl Switchboard {
             // If it waits here, it is dropped now.
             None => self.settle_waiting(&mut board),
         }
+    }
+
+    /// Returns how the instances are.
+    pub(crate) fn instances(&self) -> Vec<InstanceStatus> {
+        self.board().directory.instances()
+    }
+
+    /// Changes an instance, and returns how it is from now on; `None` if there is no such instance.
+    pub(crate) fn change(&self, id: InstanceId, change: InstanceChange) -> Option<InstanceStatus> {
+        let mut board = self.board();
+        if board.directory.change(id, change) {
+            // A lost one has nothing to leave.
+            drop(self.lines.send(id, Command::LeaveAll));
+        }
+        self.settle_waiting(&mut board);
+        board.directory.instances().into_iter().find(|status| status.instance == id)
     }
 
     /// Takes note that an instance is there.

@@ -1,8 +1,12 @@
 //! Wherever a sequence runs, and whatever is lost meanwhile: its tokens are those of one engine, and all blocks come back.
 
+#[path = "hand_over/deployment.rs"]
+mod deployment;
+
 use std::sync::Arc;
 use std::time::Duration;
 
+use deployment::{BLOCK_SIZE, Deployment, MAX_MODEL_LEN, check_answer};
 use proptest::prelude::*;
 use stallfree_cluster::{
     Cluster, ClusterConfig, ClusterReplay, DISPATCH_POLICIES, DispatchConfig, Role, Start, build,
@@ -11,15 +15,11 @@ use stallfree_cluster::{
 use stallfree_core::{
     BatchId, Clock, FinishReason, InstanceId, KvGeometry, LeaseBook, Request, Slo, Time, WallClock,
 };
-use stallfree_engine::{EngineHandle as _, Ordering, OutputStream, SeqOutput, SubmitError};
+use stallfree_engine::{EngineHandle as _, InstanceChange, Ordering, OutputStream, SubmitError};
 use stallfree_scheduler::{POLICIES, SchedulerConfig};
 use stallfree_testkit::equivalence::{Case, engine};
-use stallfree_testkit::{
-    Fault, Language, MockConfig, MockExecutor, MockNetwork, Pace, greedy, traffic,
-};
+use stallfree_testkit::{Fault, Language, MockConfig, MockExecutor, Pace, greedy, traffic};
 
-const BLOCK_SIZE: usize = 4;
-const MAX_MODEL_LEN: usize = 64;
 const ORDERS: [Ordering; 6] = [
     Ordering::Fcfs,
     Ordering::Priority,
@@ -28,73 +28,6 @@ const ORDERS: [Ordering; 6] = [
     Ordering::Edf,
     Ordering::Llf,
 ];
-
-/// A deployment.
-#[derive(Clone, Debug)]
-struct Deployment {
-    roles: Vec<Role>,
-    dispatch: DispatchConfig,
-    case: Case,
-    fetch_ms: u64,
-    /// Which instances are lost, and at which of their batches.
-    faults: Vec<(usize, u64)>,
-}
-
-impl Deployment {
-    fn new(count: usize, partition: usize) -> Self {
-        let limits = SchedulerConfig {
-            max_num_seqs: 8,
-            max_num_batched_tokens: 32,
-            max_model_len: MAX_MODEL_LEN,
-            ..SchedulerConfig::default()
-        };
-        let case = Case { policy: "sarathi", limits, num_blocks: 40, max_in_flight: 1 };
-        let dispatch = DispatchConfig::default();
-        Self { roles: roles(count, partition), dispatch, case, fetch_ms: 7, faults: Vec::new() }
-    }
-
-    fn start(&self) -> ClusterReplay {
-        let network = MockNetwork::default();
-        let start = |(index, &role): (usize, &Role)| {
-            let fails = |&&(instance, _): &&(usize, u64)| instance == index;
-            let fault = self.faults.iter().find(fails).map(|&(_, at)| Fault::Fails(BatchId(at)));
-            let config = MockConfig {
-                kv: KvGeometry { num_blocks: self.case.num_blocks, block_size: BLOCK_SIZE },
-                max_in_flight: self.case.max_in_flight,
-                fetch_time: Duration::from_millis(self.fetch_ms),
-                fault,
-                ..MockConfig::default()
-            };
-            let leases = LeaseBook::default();
-            let instance = InstanceId(index as u32);
-            let executor = MockExecutor::on(&network, instance, leases.clone(), config);
-            Start { engine: engine(&self.case, Box::new(executor)), role, leases }
-        };
-        let instances = self.roles.iter().enumerate().map(start).collect();
-        ClusterReplay::new(instances, build(&self.dispatch).expect("a policy"))
-    }
-
-    /// Checks that nothing is left of any sequence.
-    fn check_empty(&self, replay: &ClusterReplay) {
-        for (index, engine) in replay.engines().enumerate() {
-            let was_lost = self.faults.iter().any(|&(instance, _)| instance == index);
-            assert!(engine.dead().is_none() || was_lost, "{self:?}: {:?}", engine.dead());
-            engine.check_integrity().expect("the books agree");
-            let stats = engine.stats();
-            let gauges = (stats.num_running, stats.num_waiting);
-            assert_eq!(gauges, (0, 0), "instance {index} of {self:?}");
-            if engine.dead().is_none() {
-                assert_eq!(stats.num_used_blocks, 0, "instance {index} of {self:?}");
-            }
-        }
-    }
-}
-
-fn check_answer(output: &SeqOutput, request: &Request, about: &Deployment) {
-    let tokens: Vec<u32> = output.tokens.iter().map(|token| token.token).collect();
-    assert_eq!(tokens, Language::answer(request, MAX_MODEL_LEN), "{about:?}");
-    assert!(output.finished.is_some(), "{about:?}: {output:?}");
-}
 
 #[test]
 fn a_sequence_prefills_here_and_decodes_there() {
@@ -280,6 +213,30 @@ fn clients() -> impl Strategy<Value = Vec<Client>> {
     prop::collection::vec(client, 1..24)
 }
 
+/// What happens during a run.
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    Comes(usize),
+    Leaves(usize),
+    Changes(InstanceId, InstanceChange),
+}
+
+/// Instances that drain, or are for something else from some moment on.
+fn changes() -> impl Strategy<Value = Vec<(u64, Event)>> {
+    let role = prop_oneof![
+        2 => Just(None),
+        1 => Just(Some(Role::Prefill)),
+        1 => Just(Some(Role::Decode)),
+        1 => Just(Some(Role::Mixed)),
+    ];
+    let change = (0_u64..150, 0_u32..4, role, prop::option::of(any::<bool>())).prop_map(
+        |(at_ms, instance, role, draining)| {
+            (at_ms, Event::Changes(InstanceId(instance), InstanceChange { role, draining }))
+        },
+    );
+    prop::collection::vec(change, 0..6)
+}
+
 fn dispatches() -> impl Strategy<Value = DispatchConfig> {
     let numbers = (0..DISPATCH_POLICIES.len(), 0..ORDERS.len(), 1_usize..64, 1_usize..200);
     let watermark = prop_oneof![Just(1_u64), Just(1000)];
@@ -324,18 +281,29 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1500))]
 
     #[test]
-    fn whatever_comes_goes_and_fails(deployment in deployments(), clients in clients()) {
+    fn whatever_comes_goes_fails_and_changes(
+        deployment in deployments(),
+        clients in clients(),
+        changes in changes(),
+    ) {
         let mut replay = deployment.start();
-        let mut events: Vec<(u64, usize, bool)> = Vec::new();
+        let mut events: Vec<(u64, Event)> = changes;
         for (index, client) in clients.iter().enumerate() {
-            events.push((client.at_ms, index, true));
-            events.extend(client.leaves_after_ms.map(|ms| (client.at_ms + ms, index, false)));
+            events.push((client.at_ms, Event::Comes(index)));
+            let leaves = client.leaves_after_ms.map(|ms| client.at_ms + ms);
+            events.extend(leaves.map(|at_ms| (at_ms, Event::Leaves(index))));
         }
-        events.sort_unstable();
+        events.sort_by_key(|(at_ms, _)| *at_ms);
         let mut streams: Vec<Option<OutputStream>> = clients.iter().map(|_| None).collect();
-        for (at_ms, index, comes) in events {
+        for (at_ms, event) in events {
             replay.run_until(Time::ZERO + Duration::from_millis(at_ms));
-            streams[index] = comes.then(|| replay.submit(clients[index].request(index)));
+            match event {
+                Event::Comes(index) => {
+                    streams[index] = Some(replay.submit(clients[index].request(index)));
+                }
+                Event::Leaves(index) => streams[index] = None,
+                Event::Changes(id, change) => replay.change_instance(id, change),
+            }
         }
         let mut steps = 0;
         while replay.step(Time::MAX) {

@@ -25,6 +25,8 @@ pub enum Command {
     Retract(SeqId),
     /// Go on keeping what is kept of these sequences.
     Renew(Vec<SeqId>),
+    /// Leave every sequence to the others.
+    LeaveAll,
 }
 
 impl Command {

@@ -117,6 +117,7 @@ impl Engine {
                 Command::Offer(offer) => self.expect(&offer, now),
                 Command::Retract(seq) => self.planner.retract(seq),
                 Command::Renew(seqs) => self.renew(&seqs, now),
+                Command::LeaveAll => self.leave_all(),
             }
         }
         self.end_leases(now);
@@ -186,7 +187,7 @@ impl Engine {
             }
         }
         for sampled in output.tokens {
-            self.take_token(sampled, now);
+            self.take_token(sampled, (began, now));
         }
         if let Some((observer, record)) =
             self.observer.as_mut().zip(batch.into_record(now, num_sampled, device_time))
@@ -195,7 +196,8 @@ impl Engine {
         }
     }
 
-    fn take_token(&mut self, sampled: SampledToken, now: Time) {
+    /// Takes a token of a step that began and ended then.
+    fn take_token(&mut self, sampled: SampledToken, (began, now): (Time, Time)) {
         let SampledToken { seq: id, token, logprobs } = sampled;
         let Some(seq) = self.planner.append_token(id, token) else { return };
         let Some(state) = self.seqs.get_mut(&id) else { return };
@@ -203,7 +205,7 @@ impl Engine {
         self.stats.prompt_tokens += if seq.output().len() == 1 { seq.prompt_len as u64 } else { 0 };
         let token = OutputToken { token, logprobs, at: now };
         let is_first = std::mem::take(&mut state.awaits_token);
-        let Some(reason) = state.take_token(seq, &token) else {
+        let Some(reason) = state.take_token(seq, &token, began) else {
             self.first_tokens.extend(is_first.then_some(id));
             self.news.push((id, News::Token(token)));
             return;

@@ -103,6 +103,9 @@ impl Engine {
     pub fn join(&mut self, membership: Membership) {
         self.fit.ask(&*self.executor, self.info().max_model_len);
         self.membership = Some(membership);
+        // How long its steps will take matters to the first sequence already.
+        self.has_news = true;
+        self.report(Time::ZERO);
     }
 
     /// Lets a sequence leave that has all the tokens that it gets here, if it goes on elsewhere. Its KV is kept.

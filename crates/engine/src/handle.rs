@@ -4,10 +4,10 @@ use std::fmt::Debug;
 use std::time::Duration;
 
 use stallfree_core::{
-    BatchId, FinishReason, KvGeometry, Request, SeqId, Time, TokenId, TokenLogprob,
+    BatchId, FinishReason, InstanceId, KvGeometry, Request, SeqId, Time, TokenId, TokenLogprob,
 };
 
-use crate::OutputStream;
+use crate::{InstanceChange, InstanceStatus, OutputStream};
 
 /// An engine, or many of them behind one front (a cluster is an `EngineHandle` too).
 pub trait EngineHandle: Debug + Send + Sync {
@@ -31,6 +31,16 @@ pub trait EngineHandle: Debug + Send + Sync {
 
     /// Takes no new requests from now on; those it has run to their end.
     fn drain(&self);
+
+    /// Returns the instances that it consists of; none if it is a single engine.
+    fn instances(&self) -> Vec<InstanceStatus> {
+        Vec::new()
+    }
+
+    /// Changes an instance, and returns how it is from now on; `None` if there is no such instance.
+    fn change_instance(&self, _id: InstanceId, _change: InstanceChange) -> Option<InstanceStatus> {
+        None
+    }
 }
 
 /// What does not change while an engine runs.
@@ -204,10 +214,52 @@ pub struct SeqTimes {
     pub kv_transfer_started: Option<Time>,
     /// All of that KV was there; `None` if it did not come.
     pub kv_transfer_ended: Option<Time>,
+    /// The step began that gave it its second token, the first one of its decode.
+    pub decode_started: Option<Time>,
     /// Its last token was there.
     pub last_token: Option<Time>,
     /// It ended.
     pub finished: Time,
+}
+
+/// How long a sequence was in each stage of its life; together, from its arrival to its last token.
+///
+/// # Source
+/// The lifetime events of DistServe (OSDI '24), figure 10.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stages {
+    /// It waited for its first chunk.
+    pub prefill_queue: Duration,
+    /// From there to its first token.
+    pub prefill: Duration,
+    /// Its KV was on the way to the instance that decodes, after its first token.
+    pub kv_transfer: Duration,
+    /// It waited for its decode to begin, the transfer left out.
+    pub decode_queue: Duration,
+    /// From there to its last token.
+    pub decode: Duration,
+}
+
+impl SeqTimes {
+    /// Returns how long each stage took; `None` if it has no token.
+    #[must_use]
+    pub fn stages(&self) -> Option<Stages> {
+        let (scheduled, first) = self.scheduled.zip(self.first_token)?;
+        let last = self.last_token.unwrap_or(first);
+        let decode_started = self.decode_started.unwrap_or(first);
+        let transfer = self.kv_transfer_started.zip(self.kv_transfer_ended);
+        // What is moved while the prompt is being computed costs no time of its own.
+        let kv_transfer = transfer.map_or(Duration::ZERO, |(started, ended)| {
+            ended.min(decode_started) - started.max(first)
+        });
+        Some(Stages {
+            prefill_queue: scheduled - self.arrived,
+            prefill: first - scheduled,
+            kv_transfer,
+            decode_queue: (decode_started - first).saturating_sub(kv_transfer),
+            decode: last - decode_started,
+        })
+    }
 }
 
 /// Sees every completed step; for metrics and benchmarks.

@@ -10,6 +10,8 @@ mod engine;
 mod hand_over;
 mod handle;
 mod heartbeat;
+mod instances;
+mod leave_all;
 mod output;
 mod prompt_limits;
 mod record;
@@ -25,8 +27,9 @@ pub use engine::Engine;
 pub use hand_over::{HandedOver, LEASE, Membership, Peers, Progress};
 pub use handle::{
     Admission, EngineHandle, EngineInfo, EngineStats, Finished, Health, OutputToken, SeqOutput,
-    SeqTimes, StepChunk, StepObserver, StepRecord, SubmitError,
+    SeqTimes, Stages, StepChunk, StepObserver, StepRecord, SubmitError,
 };
+pub use instances::{InstanceChange, InstanceStatus};
 pub use output::{OutputSender, OutputStream, output_stream, unpark_this_thread};
 pub use prompt_limits::PromptLimits;
 pub use replay::Replay;

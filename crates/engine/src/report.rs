@@ -23,9 +23,9 @@ pub struct Report {
     pub steps: StepModel,
 }
 
-/// Prompts of which an executor is asked how long they take, and decodes: how many, and their tokens each.
-const PROMPTS: [usize; 6] = [16, 256, 1024, 4096, 16_384, 65_536];
-const DECODES: [(usize, usize); 4] = [(1, 512), (8, 1024), (32, 2048), (128, 1024)];
+/// Prompts of which an executor is asked how long they take, in shares of the longest, and decodes: how many, and the same.
+const PROMPTS: [usize; 6] = [1, 2, 4, 16, 64, 256];
+const DECODES: [(usize, usize); 4] = [(1, 2), (8, 4), (32, 8), (128, 16)];
 
 impl Engine {
     /// Tells the others how things are, if a step has ended since they were told.
@@ -51,11 +51,11 @@ impl Engine {
 impl StepFit {
     /// Takes an executor's predictions for steps that were, until there are some. One that knows nothing yet says nothing.
     pub(crate) fn ask(&mut self, executor: &dyn Executor, max_model_len: usize) {
-        for num_tokens in PROMPTS.into_iter().filter(|&len| len <= max_model_len) {
-            self.take_prediction(executor, &[(0, num_tokens)]);
+        for share in PROMPTS {
+            self.take_prediction(executor, &[(0, (max_model_len / share).max(2))]);
         }
-        for (count, len) in DECODES.into_iter().filter(|&(_, len)| len <= max_model_len) {
-            self.take_prediction(executor, &vec![(len - 1, 1); count]);
+        for (count, share) in DECODES {
+            self.take_prediction(executor, &vec![(max_model_len / share, 1); count]);
         }
     }
 

@@ -118,15 +118,22 @@ impl SeqState {
         Some(self.times.first_token? + self.slo.tpot? * produced.saturating_sub(1))
     }
 
-    /// Takes a token, which is the sequence's last one already; returns why the sequence ends with it, if it does.
+    /// Takes a token of a step that `began` then, which is the sequence's last one already; returns why the sequence ends with it, if it does.
     pub(crate) fn take_token(
         &mut self,
         seq: &Sequence,
         token: &OutputToken,
+        began: Time,
     ) -> Option<FinishReason> {
-        if self.times.first_token.is_none() {
-            self.note_admission(seq);
-            self.times.first_token = Some(token.at);
+        match self.times.first_token {
+            None => {
+                self.note_admission(seq);
+                self.times.first_token = Some(token.at);
+            }
+            // A step may have been submitted before the one before it had ended.
+            Some(first) => {
+                self.times.decode_started.get_or_insert(began.max(first));
+            }
         }
         self.times.last_token = Some(token.at);
         if self.stop.stop_token_ids.contains(&token.token) {

@@ -205,7 +205,8 @@ impl Shared {
                 | Command::Release(_)
                 | Command::Renew(_)
                 | Command::Offer(_)
-                | Command::Retract(_) => {}
+                | Command::Retract(_)
+                | Command::LeaveAll => {}
             }
         }
         self.lock().stats = engine.stats().clone();

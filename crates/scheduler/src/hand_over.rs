@@ -184,6 +184,14 @@ impl Planner {
         Some(EndedTransfer { lease, began: transfer.began, arrived })
     }
 
+    /// Lets a sequence get no more tokens than those in flight, or one if none is.
+    pub fn limit_to_next_token(&mut self, id: SeqId) {
+        if let Some(slot) = self.state.queues.find(id) {
+            let seq = &mut self.state.queues.at_mut(slot).seq;
+            seq.max_total_len = seq.max_total_len.min(seq.tokens.len() + seq.num_pending.max(1));
+        }
+    }
+
     /// Takes a sequence away, but keeps the blocks with its KV until [`release`](Self::release). Returns the sequence and these
     /// blocks.
     pub fn keep(&mut self, id: SeqId) -> Option<(Sequence, Vec<BlockId>)> {

@@ -178,6 +178,7 @@ impl Choice {
 
     /// Ends the choice as the engine did, with all text that was held back.
     fn finish(&mut self, finished: &Finished) {
+        self.record.lived(&finished.times);
         let fed = self.stops.feed(self.detokenizer.flush());
         if let Some(matched) = self.take(&fed) {
             return self.end("stop", Some(StopReason::Text(matched)));

@@ -12,7 +12,7 @@ pub struct ServerConfig {
     pub served_model_names: Vec<String>,
     /// Where the model came from: `root` in `/v1/models`.
     pub model_root: String,
-    /// Keys that open the routes under `/v1`; none leaves them open.
+    /// Keys that open the routes under `/v1` and `/admin`; none leaves them open.
     pub api_keys: Vec<String>,
     /// Which web pages may call.
     pub cors: CorsConfig,

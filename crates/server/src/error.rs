@@ -23,6 +23,16 @@ pub enum ApiError {
     /// No model of that name is served.
     #[error("The model `{0}` does not exist.")]
     UnknownModel(String),
+    /// No such instance.
+    #[error(
+        "There is no instance `{id}`: the server has {count} that can be changed, counted from 0."
+    )]
+    UnknownInstance {
+        /// Its number, as it was given.
+        id: String,
+        /// How many there are.
+        count: usize,
+    },
     /// No such route.
     #[error("There is no route {0}.")]
     UnknownRoute(String),
@@ -81,7 +91,9 @@ impl ApiError {
     pub const fn status(&self) -> StatusCode {
         match self {
             Self::Invalid { .. } => StatusCode::BAD_REQUEST,
-            Self::UnknownModel(_) | Self::UnknownRoute(_) => StatusCode::NOT_FOUND,
+            Self::UnknownModel(_) | Self::UnknownRoute(_) | Self::UnknownInstance { .. } => {
+                StatusCode::NOT_FOUND
+            }
             Self::MethodNotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
@@ -96,7 +108,9 @@ impl ApiError {
     #[must_use]
     pub(crate) fn body(&self) -> ErrorResponse {
         let kind = match self {
-            Self::UnknownModel(_) | Self::UnknownRoute(_) => "NotFoundError",
+            Self::UnknownModel(_) | Self::UnknownRoute(_) | Self::UnknownInstance { .. } => {
+                "NotFoundError"
+            }
             Self::MethodNotAllowed(_) => "MethodNotAllowedError",
             Self::Unauthorized => "AuthenticationError",
             Self::Overloaded { .. } => "RateLimitError",

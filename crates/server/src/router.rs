@@ -6,7 +6,9 @@ use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 
 use crate::layers::{auth, cors, count, request_id};
-use crate::routes::{chat, completions, health, metrics, models, openapi, tokenize, version};
+use crate::routes::{
+    chat, completions, health, instances, metrics, models, openapi, tokenize, version,
+};
 use crate::{ApiError, AppState};
 
 /// Builds the whole front.
@@ -25,6 +27,8 @@ pub fn router(state: AppState) -> Router {
         .route("/load", get(health::load))
         .route("/version", get(version::version))
         .route("/metrics", get(metrics::metrics))
+        .route("/admin/instances", get(instances::list))
+        .route("/admin/instances/{id}", post(instances::change))
         .route("/openapi.json", get(openapi::openapi))
         .method_not_allowed_fallback(method_not_allowed)
         .fallback(unknown_route)

@@ -5,14 +5,15 @@
 use std::sync::Arc;
 
 use serde_json::json;
-use stallfree_cluster::{ClusterReplay, Role, Start};
+use stallfree_cluster::{ClusterReplay, DispatchConfig, Role, Start};
 use stallfree_comm::{Mesh, Peers};
 use stallfree_core::{
     Batch, BatchId, Executor, InstanceId, KvGeometry, LeaseBook, Request, SamplingParams, SeqId,
     Slo, StopRules, Time, TokenId,
 };
 use stallfree_engine::{
-    Command, Engine, EngineInfo, OutputStream, SeqOutput, output_stream, unpark_this_thread,
+    Command, Engine, EngineInfo, InstanceChange, OutputStream, SeqOutput, output_stream,
+    unpark_this_thread,
 };
 use stallfree_kernels::Backend as _;
 use stallfree_kernels::cpu::{CpuBackend, CpuConfig};
@@ -238,20 +239,23 @@ fn greedy_output_is_the_same_where_another_instance_decodes() {
     }
 }
 
-/// Runs all prompts at once, on two instances.
-fn hand_over(case: &Case, parallel: [Parallel; 2]) -> Vec<Vec<TokenId>> {
+/// Puts instances on one clock.
+fn deploy(case: &Case, instances: &[(Role, Parallel)]) -> ClusterReplay {
     let ports = Ports::default();
-    let start = |(index, role, parallel): (u32, Role, Parallel)| {
+    let start = |(index, &(role, parallel)): (u32, &(Role, Parallel))| {
         let leases = LeaseBook::default();
         let mut executor = executor(case.architecture, parallel, case.num_blocks);
         executor.join(&ports, InstanceId(index), leases.clone());
         let case = Case { parallel, max_num_seqs: 8, ..case.clone() };
         Start { engine: engine(&case, executor), role, leases }
     };
-    let [prefill, decode] = parallel;
-    let instances = [(0, Role::Prefill, prefill), (1, Role::Decode, decode)].map(start);
-    let dispatch = stallfree_cluster::build(&stallfree_cluster::DispatchConfig::default()).unwrap();
-    let mut replay = ClusterReplay::new(instances.into(), dispatch);
+    let dispatch = stallfree_cluster::build(&DispatchConfig::default()).unwrap();
+    ClusterReplay::new((0..).zip(instances).map(start).collect(), dispatch)
+}
+
+/// Runs all prompts at once, on two instances.
+fn hand_over(case: &Case, [prefill, decode]: [Parallel; 2]) -> Vec<Vec<TokenId>> {
+    let mut replay = deploy(case, &[(Role::Prefill, prefill), (Role::Decode, decode)]);
     let requests: Vec<(Time, Request)> = prompts()
         .into_iter()
         .take(case.num_prompts)
@@ -260,15 +264,56 @@ fn hand_over(case: &Case, parallel: [Parallel; 2]) -> Vec<Vec<TokenId>> {
     let outputs = replay.run(&requests);
     let produced: Vec<u64> = replay.engines().map(|e| e.stats().generation_tokens).collect();
     assert_eq!(produced, [case.num_prompts as u64, 19 * case.num_prompts as u64]);
+    check_empty(&replay);
+    outputs.into_iter().map(tokens).collect()
+}
+
+fn check_empty(replay: &ClusterReplay) {
     for engine in replay.engines() {
         engine.check_integrity().unwrap();
         assert_eq!((engine.dead(), engine.stats().num_used_blocks), (None, 0));
     }
-    let tokens = |output: SeqOutput| {
-        assert!(output.finished.is_some(), "{output:?}");
-        output.tokens.into_iter().map(|token| token.token).collect()
-    };
-    outputs.into_iter().map(tokens).collect()
+}
+
+fn tokens(output: SeqOutput) -> Vec<TokenId> {
+    assert!(output.finished.is_some(), "{output:?}");
+    output.tokens.into_iter().map(|token| token.token).collect()
+}
+
+/// An instance that is to drain while it decodes leaves its sequences to one with other ranks, which goes on from their KV.
+#[test]
+fn greedy_output_is_the_same_where_an_instance_drains() {
+    let alone = Case { num_prompts: 12, ..alone("LlamaForCausalLM") };
+    let (expected, _) = generate(&alone);
+    let ranks = |tensor, pipeline| Parallel { tensor, pipeline };
+    let roles = [Role::Prefill, Role::Decode, Role::Decode];
+    for parallel in
+        [[ranks(1, 1), ranks(2, 1), ranks(1, 2)], [ranks(1, 2), ranks(1, 1), ranks(2, 1)]]
+    {
+        let instances: Vec<(Role, Parallel)> = roles.into_iter().zip(parallel).collect();
+        let case = Case { policy: "sarathi", num_blocks: 120, budget: 32, ..alone };
+        let mut replay = deploy(&case, &instances);
+        let produced = |replay: &ClusterReplay| -> Vec<u64> {
+            replay.engines().map(|engine| engine.stats().generation_tokens).collect()
+        };
+        let streams: Vec<OutputStream> = prompts()
+            .into_iter()
+            .take(case.num_prompts)
+            .map(|prompt| replay.submit(request(prompt)))
+            .collect();
+        while produced(&replay)[1] < 20 {
+            assert!(replay.step(Time::MAX), "it comes to its end before");
+        }
+        let drain = InstanceChange { role: None, draining: Some(true) };
+        replay.change_instance(InstanceId(1), drain);
+        while replay.step(Time::MAX) {}
+        let counts = produced(&replay);
+        assert!(counts[1] < 60 && counts[2] > 120, "{counts:?}");
+        let outputs: Vec<Vec<TokenId>> =
+            streams.into_iter().map(|mut stream| tokens(stream.take())).collect();
+        assert_eq!(outputs, expected, "{parallel:?}");
+        check_empty(&replay);
+    }
 }
 
 /// Nobody waits for a rank that is gone: its loss is the engine's, and every request is told.

@@ -84,6 +84,13 @@ fn some_instances_prefill_and_others_decode() {
         &["--mode=distserve", "--replica-spec", "1,1", "2,1", "1,2", "--partition-id=1"],
         &["--mode=distserve", "--replica-spec", "2,1", "1,1", "--dispatch-policy=round-robin"],
         &["--replica-spec", "1,1", "1,1", "--dispatch-policy=least-requests"],
+        &[
+            "--mode=distserve",
+            "--dispatch-policy=multiplexing",
+            "--tpot-slo=200",
+            "--schedule-policy=edf",
+        ],
+        &["--mode=distserve", "--dispatch-policy=slack", "--ttft-slo=60000", "--early-rejection"],
     ] {
         assert_eq!(ask(flags), expected, "{flags:?}");
     }

@@ -47,10 +47,12 @@ impl Multiplexing {
         let report = &member.report;
         let pending: Duration =
             member.prefills.iter().map(|prefill| member.prefill_time(&prefill.view)).sum();
+        let pending_tokens: usize =
+            member.prefills.iter().map(|prefill| prefill.view.num_tokens).sum();
         let stall = (pending + member.prefill_time(seq)).mul_f64(MARGIN);
         let step = report.steps.decode_time(report.num_decodes, report.decode_tokens);
         seq.num_tokens < self.max_length
-            && report.decode_tokens + seq.num_tokens <= self.tokens_watermark
+            && report.decode_tokens + pending_tokens + seq.num_tokens <= self.tokens_watermark
             && step <= self.step_watermark
             && report.slack_until.is_none_or(|until| now + stall <= until)
     }

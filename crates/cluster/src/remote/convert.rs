@@ -207,6 +207,7 @@ fn times_out(times: &SeqTimes) -> wire::Times {
         first_token,
         kv_transfer_started,
         kv_transfer_ended,
+        decode_started,
         last_token,
         finished,
     } = times;
@@ -216,6 +217,7 @@ fn times_out(times: &SeqTimes) -> wire::Times {
         first_token: first_token.map(time_out),
         kv_transfer_started: kv_transfer_started.map(time_out),
         kv_transfer_ended: kv_transfer_ended.map(time_out),
+        decode_started: decode_started.map(time_out),
         last_token: last_token.map(time_out),
         finished: time_out(*finished),
     }
@@ -228,6 +230,7 @@ fn times_in(times: &wire::Times) -> SeqTimes {
         first_token: times.first_token.map(time_in),
         kv_transfer_started: times.kv_transfer_started.map(time_in),
         kv_transfer_ended: times.kv_transfer_ended.map(time_in),
+        decode_started: times.decode_started.map(time_in),
         last_token: times.last_token.map(time_in),
         finished: time_in(times.finished),
     }
@@ -429,6 +432,7 @@ mod tests {
             first_token: Some(at(3)),
             kv_transfer_started: Some(at(4)),
             kv_transfer_ended: None,
+            decode_started: Some(at(4)),
             last_token: None,
             finished: at(5),
         }

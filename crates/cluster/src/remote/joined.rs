@@ -252,6 +252,7 @@ impl Obeying {
                 Command::Resume { seq: Box::new(seq), until }
             }
             OrderKind::Cancel(seq) => Command::Cancel(SeqId(seq)),
+            OrderKind::LeaveAll(()) => Command::LeaveAll,
             OrderKind::Release(seq) => Command::Release(SeqId(seq)),
             OrderKind::Renew(seqs) => Command::Renew(seqs.seqs.into_iter().map(SeqId).collect()),
         };

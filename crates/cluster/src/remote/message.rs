@@ -33,7 +33,7 @@ pub(crate) struct FromInstance {
 
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Order {
-    #[prost(oneof = "OrderKind", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "OrderKind", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
     pub(crate) kind: Option<OrderKind>,
 }
 
@@ -58,6 +58,9 @@ pub(crate) enum OrderKind {
     /// This one is gone.
     #[prost(uint32, tag = "7")]
     Left(u32),
+    /// Leave everything to the others.
+    #[prost(message, tag = "8")]
+    LeaveAll(()),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -307,9 +310,11 @@ pub(crate) struct Lease {
 
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct HandOver {
-    #[prost(message, required, tag = "1")]
-    pub(crate) kv: Lease,
-    #[prost(message, required, tag = "2")]
+    #[prost(uint64, tag = "1")]
+    pub(crate) seq: u64,
+    #[prost(message, optional, tag = "2")]
+    pub(crate) kv: Option<Lease>,
+    #[prost(message, required, tag = "3")]
     pub(crate) progress: Progress,
 }
 
@@ -341,6 +346,8 @@ pub(crate) struct Times {
     pub(crate) kv_transfer_started: Option<u64>,
     #[prost(uint64, optional, tag = "7")]
     pub(crate) kv_transfer_ended: Option<u64>,
+    #[prost(uint64, optional, tag = "8")]
+    pub(crate) decode_started: Option<u64>,
 }
 
 #[derive(Clone, PartialEq, Message)]

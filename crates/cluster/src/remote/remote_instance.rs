@@ -130,17 +130,18 @@ impl RemoteInstance {
     }
 
     /// Others take a sequence on.
-    fn hand_over(&self, wire::HandOver { kv, progress }: wire::HandOver) {
-        let kv = convert::lease_in(kv);
-        let seq = self.lock().seqs.remove(&kv.id.seq);
-        match seq {
-            Some(mut seq) => {
-                seq.kv = Some(Arc::new(kv));
+    fn hand_over(&self, wire::HandOver { seq, kv, progress }: wire::HandOver) {
+        let kv = kv.map(convert::lease_in);
+        let seq = self.lock().seqs.remove(&SeqId(seq));
+        match (seq, kv) {
+            (Some(mut seq), kv) => {
+                seq.kv = kv.map(Arc::new);
                 seq.progress = convert::progress_in(&progress);
                 self.link().take(seq, None);
             }
             // Nobody wants it any more.
-            None => self.link().release(&kv),
+            (None, Some(kv)) => self.link().release(&kv),
+            (None, None) => {}
         }
     }
 
@@ -235,6 +236,10 @@ impl Instance for RemoteInstance {
             }
             // It fetches everything once the sequence is there.
             Command::Offer(_) | Command::Retract(_) => return Ok(()),
+            Command::LeaveAll => {
+                self.order(OrderKind::LeaveAll(()));
+                return Ok(());
+            }
         };
         let run = convert::run_out(&seq, until);
         state.seqs.insert(seq.id, seq);

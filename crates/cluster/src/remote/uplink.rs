@@ -167,19 +167,19 @@ impl Peers for Beyond {
         // First what its reader is to get before others go on.
         uplink.take_output(&mut state, seq.id);
         state.streams.remove(&seq.id);
-        match (lost, seq.kv.as_deref()) {
+        match lost {
             // The server knows the sequence; that this instance is lost says all.
-            (Some(reason), _) => {
+            Some(reason) => {
                 state.ended.get_or_insert_with(|| reason.to_owned());
                 uplink.told.notify_one();
             }
-            (None, Some(kv)) => {
-                let (kv, progress) = (convert::lease_out(kv), convert::progress_out(&seq.progress));
-                state.news.push(News { kind: Some(NewsKind::HandOver(HandOver { kv, progress })) });
-            }
-            (None, None) => {
-                let error = Some("it was handed over without its KV".to_owned());
-                state.news.push(output_news(seq.id, SeqOutput { error, ..SeqOutput::default() }));
+            None => {
+                let hand_over = HandOver {
+                    seq: seq.id.0,
+                    kv: seq.kv.as_deref().map(convert::lease_out),
+                    progress: convert::progress_out(&seq.progress),
+                };
+                state.news.push(News { kind: Some(NewsKind::HandOver(hand_over)) });
             }
         }
         drop(state);

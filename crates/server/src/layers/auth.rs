@@ -7,15 +7,18 @@ use axum::response::Response;
 
 use crate::{ApiError, AppState};
 
-/// Lets a request under `/v1` through only with one of the keys, if there are any.
+/// Where keys are asked for.
+const GUARDED: [&str; 2] = ["v1", "admin"];
+
+/// Lets a request under `/v1` or `/admin` through only with one of the keys, if there are any.
 pub(crate) async fn check(
     State(state): State<AppState>,
     request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
     let keys = &state.config().api_keys;
-    let path = request.uri().path();
-    let is_guarded = path == "/v1" || path.starts_with("/v1/");
+    let first = request.uri().path().split('/').nth(1);
+    let is_guarded = first.is_some_and(|first| GUARDED.contains(&first));
     if keys.is_empty() || !is_guarded || has_key(&request, keys) {
         Ok(next.run(request).await)
     } else {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use stallfree_core::Time;
-use stallfree_engine::Admission;
+use stallfree_engine::{Admission, SeqTimes};
 
 use super::Series;
 use crate::AppState;
@@ -74,6 +74,18 @@ impl SequenceRecord {
         self.observe_time(series, since, at);
         self.first_token.get_or_insert(at);
         self.last_token = Some(at);
+    }
+
+    /// Notes what the engine says of its life.
+    pub(crate) fn lived(&self, times: &SeqTimes) {
+        let Some(stages) = times.stages() else { return };
+        let metrics = self.state.metrics();
+        if times.kv_transfer_ended.is_some() {
+            metrics.observe(Series::KvTransferTime, stages.kv_transfer.as_secs_f64());
+        }
+        if times.decode_started.is_some() {
+            metrics.observe(Series::DecodeQueueTime, stages.decode_queue.as_secs_f64());
+        }
     }
 
     /// Notes the end.

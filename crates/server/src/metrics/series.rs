@@ -18,6 +18,8 @@ pub(super) enum Series {
     IterationTokens,
     TimePerOutputToken,
     PrefillComputedTokens,
+    KvTransferTime,
+    DecodeQueueTime,
 }
 
 /// A histogram's name and buckets.
@@ -26,6 +28,8 @@ pub(super) struct Entry {
     pub(super) series: Series,
     pub(super) name: &'static str,
     pub(super) help: &'static str,
+    /// Whose name it is.
+    pub(super) prefix: &'static str,
     buckets: Buckets,
 }
 
@@ -37,6 +41,12 @@ enum Buckets {
 }
 
 impl Entry {
+    /// Marks a series that vLLM does not have.
+    const fn ours(mut self) -> Self {
+        self.prefix = "stallfree";
+        self
+    }
+
     pub(super) fn bounds(&self, max_model_len: usize) -> Vec<f64> {
         match self.buckets {
             Buckets::Fixed(bounds) => bounds.to_vec(),
@@ -63,17 +73,19 @@ const LATENCY: &[f64] = &[
     0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0,
     480.0, 960.0, 1920.0, 7680.0,
 ];
+const TRANSFER: &[f64] =
+    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 const ITERATION: &[f64] =
     &[1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0];
 const PARAMS_N: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0];
 
 const fn entry(series: Series, name: &'static str, help: &'static str, buckets: Buckets) -> Entry {
-    Entry { series, name, help, buckets }
+    Entry { series, name, help, prefix: "vllm", buckets }
 }
 
 /// Every histogram, in the order of [`Series`].
 #[rustfmt::skip] // a table
-pub(super) const SERIES: [Entry; 15] = [
+pub(super) const SERIES: [Entry; 17] = [
     entry(Series::TimeToFirstToken, "time_to_first_token_seconds", "From a request's arrival to its first token.", Buckets::Fixed(TTFT)),
     entry(Series::InterTokenLatency, "inter_token_latency_seconds", "Between two tokens of a sequence.", Buckets::Fixed(PER_TOKEN)),
     entry(Series::E2eLatency, "e2e_request_latency_seconds", "From a request's arrival to its end.", Buckets::Fixed(LATENCY)),
@@ -89,6 +101,8 @@ pub(super) const SERIES: [Entry; 15] = [
     entry(Series::IterationTokens, "iteration_tokens_total", "Prompt tokens computed and tokens produced in a step.", Buckets::Fixed(ITERATION)),
     entry(Series::TimePerOutputToken, "request_time_per_output_token_seconds", "A sequence's mean time between two tokens.", Buckets::Fixed(PER_TOKEN)),
     entry(Series::PrefillComputedTokens, "request_prefill_kv_computed_tokens", "Prompt tokens that were not found in the prefix cache.", Buckets::UpToModelLen),
+    entry(Series::KvTransferTime, "request_kv_transfer_time_seconds", "A sequence's KV on its way to the instance that decodes.", Buckets::Fixed(TRANSFER)).ours(),
+    entry(Series::DecodeQueueTime, "request_decode_queue_time_seconds", "From the first token to the first step of the decode, the transfer left out.", Buckets::Fixed(TRANSFER)).ours(),
 ];
 
 // A series is looked up by its number.

@@ -71,7 +71,7 @@ impl Page {
 
     fn histograms(&mut self, counts: &Counts) -> fmt::Result {
         for (entry, histogram) in SERIES.iter().zip(&counts.histograms) {
-            let name = format!("vllm:{}", entry.name);
+            let name = format!("{}:{}", entry.prefix, entry.name);
             self.head(&name, entry.help, "histogram")?;
             let labels = &self.labels;
             for (bound, count) in histogram.cumulative() {

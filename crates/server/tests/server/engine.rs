@@ -4,10 +4,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use stallfree_core::{FinishReason, KvGeometry, Request, SeqId, Time, TokenId, TokenLogprob};
+use stallfree_core::{
+    FinishReason, InstanceId, KvGeometry, Request, SeqId, Time, TokenId, TokenLogprob,
+};
 use stallfree_engine::{
-    Admission, EngineHandle, EngineInfo, EngineStats, Finished, Health, OutputSender, OutputStream,
-    OutputToken, SeqTimes, SubmitError, output_stream,
+    Admission, EngineHandle, EngineInfo, EngineStats, Finished, Health, InstanceChange,
+    InstanceStatus, OutputSender, OutputStream, OutputToken, SeqTimes, SubmitError, output_stream,
 };
 
 /// The longest sequence.
@@ -26,6 +28,7 @@ pub(crate) struct ScriptedEngine {
     pub(crate) cancelled: Arc<AtomicUsize>,
     pub(crate) refusal: Mutex<Option<SubmitError>>,
     pub(crate) health: Mutex<Health>,
+    pub(crate) instances: Mutex<Vec<InstanceStatus>>,
     draining: AtomicBool,
     clock: AtomicUsize,
 }
@@ -55,6 +58,7 @@ impl ScriptedEngine {
             cancelled: Arc::default(),
             refusal: Mutex::default(),
             health: Mutex::new(Health::Healthy),
+            instances: Mutex::default(),
             draining: AtomicBool::new(false),
             clock: AtomicUsize::new(0),
         }
@@ -193,5 +197,17 @@ impl EngineHandle for ScriptedEngine {
 
     fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
+    }
+
+    fn instances(&self) -> Vec<InstanceStatus> {
+        self.instances.lock().unwrap().clone()
+    }
+
+    fn change_instance(&self, id: InstanceId, change: InstanceChange) -> Option<InstanceStatus> {
+        let mut instances = self.instances.lock().unwrap();
+        let status = instances.iter_mut().find(|status| status.instance == id)?;
+        status.role = change.role.unwrap_or(status.role);
+        status.is_draining = change.draining.unwrap_or(status.is_draining);
+        Some(status.clone())
     }
 }

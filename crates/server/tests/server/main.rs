@@ -9,6 +9,7 @@
 mod behaviors;
 mod engine;
 mod fuzz;
+mod instances;
 mod model;
 mod openapi;
 mod parameters;

@@ -126,6 +126,15 @@ async fn overload_and_loss_are_defined_answers() {
             429,
             "RateLimitError",
         ),
+        (
+            SubmitError::TooLate {
+                predicted: Duration::from_millis(900),
+                slo: Duration::from_millis(500),
+                retry_after: Duration::from_millis(400),
+            },
+            429,
+            "RateLimitError",
+        ),
         (SubmitError::Draining, 503, "ServiceUnavailableError"),
         (SubmitError::Dead("gone".to_owned()), 503, "ServiceUnavailableError"),
         (SubmitError::TooLong { prompt: 3, limit: 2 }, 400, "BadRequestError"),
