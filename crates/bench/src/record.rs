@@ -1,6 +1,7 @@
 //! What is known of each request and each batch after a run.
 
-use stallfree_core::{BatchId, SeqId};
+use stallfree_core::{BatchId, SeqId, Slo};
+use stallfree_engine::Stages;
 
 /// What became of a request.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,10 +26,14 @@ pub struct RequestRecord {
     pub output_len: usize,
     /// Prompt tokens found in the prefix cache, where that is known.
     pub num_cached_tokens: Option<usize>,
+    /// How long each stage of its life took, where that is known.
+    pub stages: Option<Stages>,
     /// How long batches with a chunk of it were computed, where that is known.
     pub execution_time: Option<f64>,
     /// How often it lost its place and had to be computed again.
     pub num_restarts: usize,
+    /// What it was promised.
+    pub slo: Slo,
     /// How it ended.
     pub outcome: Outcome,
     /// What the server said, where that was asked for.

@@ -7,7 +7,7 @@ mod virtual_time;
 
 use std::sync::Arc;
 
-use stallfree_core::{Request, SamplingParams, Slo, StopRules};
+use stallfree_core::{Request, SamplingParams, StopRules};
 use stallfree_engine::EngineStats;
 
 pub use real_time::in_real_time;
@@ -53,7 +53,7 @@ impl RunConfig {
                 stop_token_ids: self.stop_token_ids.clone(),
             },
             priority: 0,
-            slo: Slo::default(),
+            slo: item.slo,
         }
     }
 

@@ -11,11 +11,12 @@ use std::time::Duration;
 use rand::seq::SliceRandom as _;
 use rand::{Rng as _, SeedableRng as _};
 use rand_pcg::Pcg64;
+use stallfree_core::Slo;
 
 pub use arrivals::{Arrivals, RampShape};
 pub use lengths::{Lengths, Power};
 pub use prompt::{Prompt, PromptTokens};
-pub use stand_in::{ARXIV, SHAREGPT, StandIn};
+pub use stand_in::{ARXIV, LONGBENCH, MOONCAKE, SHAREGPT, StandIn};
 pub use trace::{CountTokens, Trace, TraceRow};
 
 use crate::{Error, Result};
@@ -43,6 +44,8 @@ pub struct Item {
     pub prompt: Prompt,
     /// How many tokens it wants.
     pub output_len: usize,
+    /// What it is promised.
+    pub slo: Slo,
 }
 
 /// How to make a workload.
@@ -171,7 +174,7 @@ impl WorkloadConfig {
             text: row.text,
             seed,
         };
-        Item { at, prompt, output_len: output_len.max(1) }
+        Item { at, prompt, output_len: output_len.max(1), slo: row.slo }
     }
 }
 

@@ -21,8 +21,10 @@ fn request(sent: f64, tokens: &[f64]) -> RequestRecord {
         prompt_len: 10,
         output_len: tokens.len(),
         num_cached_tokens: Some(0),
+        stages: None,
         execution_time: Some(1.0),
         num_restarts: 0,
+        slo: stallfree_core::Slo::default(),
         outcome: Outcome::Completed,
         text: String::new(),
     }

@@ -1,8 +1,10 @@
 //! Every kind of trace file, and what is wrong with those that are none.
 
 use std::fs;
+use std::time::Duration;
 
 use stallfree_bench::workload::{Trace, TraceRow};
+use stallfree_core::Slo;
 
 fn read(name: &str, text: &str) -> Result<Trace, String> {
     let folder = tempfile::tempdir().expect("a folder");
@@ -37,6 +39,13 @@ fn every_format_is_read() {
         "mooncake.jsonl",
         "{\"timestamp\": 3000, \"input_length\": 600, \"output_length\": 5, \"hash_ids\": [1, 2]}\n\n",
         &[TraceRow { blocks: vec![1, 2], ..at(3.0, 600, 5) }],
+    );
+    let slo =
+        Slo { ttft: Some(Duration::from_millis(500)), tpot: Some(Duration::from_micros(33_500)) };
+    check(
+        "promised.jsonl",
+        "{\"timestamp\": 0, \"input_length\": 9, \"output_length\": 5, \"ttft_slo\": 500, \"tpot_slo\": 33.5}\n",
+        &[TraceRow { slo, ..at(0.0, 9, 5) }],
     );
     check(
         "share.json",

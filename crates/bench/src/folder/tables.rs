@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use stallfree_engine::Stages;
+
 use crate::metrics::{
     Distribution, REQUEST_METRICS, TOKEN_TIME, completions, quantile, token_gaps,
 };
@@ -31,7 +33,10 @@ macro_rules! add {
 pub(super) fn requests(requests: &[RequestRecord]) -> String {
     let mut text = "Request Id,arrived_at,sent_at,status".to_owned();
     REQUEST_METRICS.iter().for_each(|metric| add!(text, ",{}", metric.name));
-    add!(text, ",send_lag,longest_gap\n");
+    text.push_str(",send_lag,longest_gap,");
+    text.push_str(
+        "prefill_queue_time,prefill_time,kv_transfer_time,decode_queue_time,decode_time\n",
+    );
     for request in requests {
         let status = if request.is_completed() { "completed" } else { "failed" };
         add!(text, "{},{},{},{status}", request.id, request.planned, request.sent);
@@ -42,7 +47,16 @@ pub(super) fn requests(requests: &[RequestRecord]) -> String {
             }
         }
         let longest_gap = request.gaps().fold(0.0, f64::max);
-        add!(text, ",{},{longest_gap}\n", request.send_lag());
+        add!(text, ",{},{longest_gap}", request.send_lag());
+        let Stages { prefill_queue, prefill, kv_transfer, decode_queue, decode } =
+            request.stages.unwrap_or_default();
+        for stage in [prefill_queue, prefill, kv_transfer, decode_queue, decode] {
+            match request.stages {
+                Some(_) => add!(text, ",{}", stage.as_secs_f64()),
+                None => text.push(','),
+            }
+        }
+        text.push('\n');
     }
     text
 }

@@ -125,6 +125,7 @@ impl UnderWay {
         }
         let Some(Finished { times, num_preemptions, .. }) = output.finished else { return false };
         record.finished = since_start(times.finished);
+        record.stages = times.stages();
         record.num_restarts = num_preemptions;
         true
     }
@@ -143,8 +144,10 @@ pub(super) fn sent(id: usize, item: &Item, due: f64, sent: f64) -> RequestRecord
         prompt_len: item.prompt.len,
         output_len: 0,
         num_cached_tokens: None,
+        stages: None,
         execution_time: None,
         num_restarts: 0,
+        slo: item.slo,
         outcome: Outcome::Completed,
         text: String::new(),
     }

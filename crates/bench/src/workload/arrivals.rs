@@ -43,6 +43,13 @@ pub enum Arrivals {
         /// As for [`Gamma`](Self::Gamma).
         cv: f64,
     },
+    /// Independent of each other, but seen only every so many seconds, as in Mooncake's trace: as many at once as have come since.
+    Ticks {
+        /// The mean rate.
+        rate: f64,
+        /// Seconds from one tick to the next.
+        every: f64,
+    },
     /// At the trace's own times.
     Replay {
         /// 2 replays in half the time.
@@ -85,6 +92,12 @@ impl Arrivals {
                 let rate = positive("request rate", rate)?;
                 (0..count).map(|_| add(exponential(rng) / rate)).collect()
             }
+            Self::Ticks { rate, every } => {
+                let rate = positive("request rate", rate)?;
+                let every = positive("time between ticks", every)?;
+                let tick = |at: f64| (at / every).ceil() * every;
+                (0..count).map(|_| tick(add(exponential(rng) / rate))).collect()
+            }
             Self::PoissonClipped { rate } => {
                 let rate = positive("request rate", rate)?;
                 (0..count).map(|_| add(exponential(rng).min(CLIP) / rate)).collect()
@@ -121,6 +134,7 @@ impl Arrivals {
             Self::Fixed { rate }
             | Self::Poisson { rate }
             | Self::PoissonClipped { rate }
+            | Self::Ticks { rate, .. }
             | Self::Gamma { rate, .. } => Some(rate),
             Self::Ramp { to, .. } => Some(to),
             Self::Replay { .. } => None,

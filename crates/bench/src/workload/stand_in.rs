@@ -32,6 +32,24 @@ pub const ARXIV: StandIn = StandIn {
     max_total_len: 16_384,
 };
 
+/// Stands for Mooncake's conversations (FAST '25 release): log-normal fits to a prompt median of 6,909, P90 of 27,367 and mean of 12,035
+/// tokens, at most 126,195, and a mean output of 343.
+pub const MOONCAKE: StandIn = StandIn {
+    name: "synthetic-mooncake",
+    prompt: Lengths::LogNormal { median: 6909.0, sigma: 1.074, max: 126_195 },
+    output: Lengths::LogNormal { median: 290.0, sigma: 0.58, max: 2000 },
+    max_total_len: 128_195,
+};
+
+/// Stands for LongBench (Bai et al. 2023) with a long context: prompts of 10,000 tokens in the mean, half of them over 8,500; answers as short
+/// as DistServe says (OSDI '24, figure 7: 91 tokens in the mean).
+pub const LONGBENCH: StandIn = StandIn {
+    name: "synthetic-longbench",
+    prompt: Lengths::LogNormal { median: 8500.0, sigma: 0.6, max: 32_000 },
+    output: Lengths::LogNormal { median: 76.0, sigma: 0.6, max: 512 },
+    max_total_len: 32_512,
+};
+
 impl StandIn {
     /// Draws a request.
     pub(super) fn sample(&self, rng: &mut impl Rng) -> TraceRow {

@@ -58,6 +58,23 @@ fn stand_ins_have_the_published_quantiles() {
     let (prompt, output) = sample(&ARXIV);
     check("prompt", &prompt, 0.03, 7650.0, &[(0.5, 7059.0), (0.9, 12_985.0)]);
     check("output", &output, 0.03, 230.0, &[(0.5, 208.0), (0.9, 371.0)]);
+    let (prompt, output) = sample(&MOONCAKE);
+    check("prompt", &prompt, 0.03, 12_035.0, &[(0.5, 6909.0), (0.9, 27_367.0)]);
+    check("output", &output, 0.03, 343.0, &[]);
+    let (prompt, output) = sample(&LONGBENCH);
+    check("prompt", &prompt, 0.03, 9900.0, &[(0.5, 8400.0)]);
+    check("output", &output, 0.03, 91.0, &[]);
+}
+
+#[test]
+fn ticks_bunch_what_comes() {
+    let mut rng = generator(5, Stream::Arrivals);
+    let ticks = Arrivals::Ticks { rate: 2.0, every: 3.0 };
+    let times = ticks.times(6000, &mut rng).expect("numbers above 0");
+    assert!(times.is_sorted() && times.iter().all(|at| (at / 3.0).fract() == 0.0));
+    let rate = 6000.0 / times.last().expect("six thousand");
+    assert!((1.9..2.1).contains(&rate), "{rate}");
+    assert!(Arrivals::Ticks { rate: 2.0, every: 0.0 }.times(1, &mut rng).is_err());
 }
 
 #[test]

@@ -3,8 +3,10 @@
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
+use std::time::Duration;
 
 use serde::Deserialize;
+use stallfree_core::Slo;
 
 use crate::{Error, Result};
 
@@ -30,6 +32,8 @@ pub struct TraceRow {
     pub blocks: Vec<u64>,
     /// The prompt's text.
     pub text: Option<String>,
+    /// What the request is promised.
+    pub slo: Slo,
 }
 
 impl TraceRow {
@@ -48,7 +52,8 @@ impl Trace {
     ///
     /// - `.csv` with `num_prefill_tokens,num_decode_tokens` (Sarathi-Serve, Splitwise), times in `arrived_at` (seconds), if any;
     /// - `.csv` with `TIMESTAMP,ContextTokens,GeneratedTokens` (Azure);
-    /// - `.jsonl` with `timestamp` (ms), `input_length`, `output_length`, `hash_ids` (Mooncake);
+    /// - `.jsonl` with `timestamp` (ms), `input_length`, `output_length`, `hash_ids` (Mooncake), and, if need be, `ttft_slo` and `tpot_slo`
+    ///   (ms);
     /// - `.json`, a list of objects with `conversations` (ShareGPT), of which the first question and answer count. Only this one
     ///   needs `count_tokens`.
     ///
@@ -133,6 +138,8 @@ struct MooncakeRow {
     output_length: usize,
     #[serde(default)]
     hash_ids: Vec<u64>,
+    ttft_slo: Option<f64>,
+    tpot_slo: Option<f64>,
 }
 
 fn mooncake_rows(path: &Path) -> Result<Vec<TraceRow>> {
@@ -145,9 +152,11 @@ fn mooncake_rows(path: &Path) -> Result<Vec<TraceRow>> {
         }
         let row: MooncakeRow = serde_json::from_str(&line)
             .map_err(|error| Error::content(path, &format!("line {}: {error}", index + 1)))?;
+        let limit = |ms: Option<f64>| ms.and_then(|ms| Duration::try_from_secs_f64(ms / 1e3).ok());
         rows.push(TraceRow {
             at: Some(row.timestamp / 1000.0),
             blocks: row.hash_ids,
+            slo: Slo { ttft: limit(row.ttft_slo), tpot: limit(row.tpot_slo) },
             ..TraceRow::of(row.input_length, row.output_length)
         });
     }

@@ -208,8 +208,10 @@ fn start(id: usize, item: &Item, due: f64) -> RequestRecord {
         prompt_len: item.prompt.len,
         output_len: 0,
         num_cached_tokens: None,
+        stages: None,
         execution_time: None,
         num_restarts: 0,
+        slo: item.slo,
         outcome: Outcome::Completed,
         text: String::new(),
     }
