@@ -109,6 +109,25 @@ fn what_was_expected_and_does_not_come_is_freed() {
     }
 }
 
+/// A client that leaves when its sequence is on the way: its decode instance hears of both at once.
+#[test]
+fn what_comes_and_goes_at_once_leaves_nothing() {
+    for fetch_ms in [1, 30] {
+        let mut deployment = Deployment::new(2, 1);
+        deployment.roles.reverse();
+        deployment.case.limits.max_num_batched_tokens = 8;
+        deployment.fetch_ms = fetch_ms;
+        let mut replay = deployment.start();
+        let mut stream = replay.submit(greedy((0..30).collect(), 4));
+        while stream.take().tokens.is_empty() {
+            assert!(replay.step(Time::MAX));
+        }
+        drop(stream);
+        while replay.step(Time::MAX) {}
+        deployment.check_empty(&replay);
+    }
+}
+
 #[test]
 fn what_a_lost_instance_leaves_goes_on_elsewhere() {
     let requests = traffic("6x0:15+30 4x0.05:33+20");
@@ -253,8 +272,8 @@ fn deployments() -> impl Strategy<Value = Deployment> {
     let sizes = (1_usize..5, 1_usize..5, dispatches());
     let limits = (0..POLICIES.len(), 16_usize..60, 1_usize..40, 1_usize..12, 1_usize..4);
     let faults = prop::collection::vec((0_usize..4, 0_u64..30), 0..3);
-    (sizes, limits, any::<[bool; 2]>(), 0_u64..40, faults).prop_map(
-        |((count, partition, dispatch), limits, [prefix, pending], fetch_ms, faults)| {
+    (sizes, limits, any::<[bool; 3]>(), 0_u64..40, faults).prop_map(
+        |((count, partition, dispatch), limits, [prefix, pending, turned], fetch_ms, faults)| {
             let (policy, num_blocks, budget, max_num_seqs, max_in_flight) = limits;
             let limits = SchedulerConfig {
                 max_num_seqs,
@@ -266,13 +285,12 @@ fn deployments() -> impl Strategy<Value = Deployment> {
                 ..SchedulerConfig::default()
             };
             let case = Case { policy: POLICIES[policy].name, limits, num_blocks, max_in_flight };
-            Deployment {
-                roles: roles(count, partition.min(count)),
-                dispatch,
-                case,
-                fetch_ms,
-                faults,
+            let mut roles = roles(count, partition.min(count));
+            // Whether a decode instance takes its step before or after a prefill instance hands something over to it.
+            if turned {
+                roles.reverse();
             }
+            Deployment { roles, dispatch, case, fetch_ms, faults }
         },
     )
 }

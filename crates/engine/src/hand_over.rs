@@ -74,12 +74,11 @@ pub trait Peers: Send {
     /// Takes note that this is all of a step: readers and peers have been told what there is to tell.
     fn told_all(&mut self) {}
 
-    /// Lets the engine that will go on with a sequence fetch what there is of its KV. By default nobody is told, and all of it is
-    /// fetched in the end.
-    fn offer(&mut self, _offer: KvOffer) {}
+    /// Lets the engine that will go on with a sequence fetch what there is of its KV.
+    fn offer(&mut self, offer: KvOffer);
 
     /// Takes note that a sequence that was offered has ended, or has given up its blocks.
-    fn take_back(&mut self, _seq: SeqId) {}
+    fn take_back(&mut self, seq: SeqId);
 }
 
 /// An engine's place among others.

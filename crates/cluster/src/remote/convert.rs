@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use stallfree_core::{
-    BlockId, FinishReason, InstanceId, KvLease, LeaseId, Request, SamplingParams, SeqId, Slo,
-    StopRules, Time, TokenLogprob,
+    BlockId, FinishReason, InstanceId, KvLease, KvOffer, LeaseId, Request, SamplingParams, SeqId,
+    Slo, StopRules, Time, TokenLogprob,
 };
 use stallfree_engine::{
     Admission, EngineStats, Finished, HandedOver, OutputSender, OutputToken, Progress, Report,
@@ -178,6 +178,25 @@ pub(crate) fn lease_in(lease: wire::Lease) -> KvLease {
         id: LeaseId { seq: SeqId(lease.seq), generation: lease.generation },
         num_tokens: count(lease.num_tokens),
         blocks: lease.blocks.into_iter().map(BlockId).collect(),
+    }
+}
+
+pub(crate) fn offer_out(offer: &KvOffer) -> wire::Offer {
+    let KvOffer { kv, tokens, max_total_len, reads_prefix_cache } = offer;
+    wire::Offer {
+        kv: lease_out(kv),
+        tokens: tokens.to_vec(),
+        max_total_len: *max_total_len as u64,
+        reads_prefix_cache: *reads_prefix_cache,
+    }
+}
+
+pub(crate) fn offer_in(offer: wire::Offer) -> KvOffer {
+    KvOffer {
+        kv: Arc::new(lease_in(offer.kv)),
+        tokens: offer.tokens.into(),
+        max_total_len: count(offer.max_total_len),
+        reads_prefix_cache: offer.reads_prefix_cache,
     }
 }
 
@@ -494,6 +513,18 @@ mod tests {
                 format!("{id} {request:?} {arrived} {output_tokens:?} {kv:?} {progress:?}")
             };
             assert_eq!((words(&found), found_until), (words(&seq), until));
+        }
+    }
+
+    #[test]
+    fn an_offer_arrives_as_it_left() {
+        for reads_prefix_cache in [false, true] {
+            let id = LeaseId { seq: SeqId(7), generation: 3 };
+            let blocks = vec![BlockId(9), BlockId(2)];
+            let kv = KvLease { instance: InstanceId(1), id, num_tokens: 32, blocks };
+            let tokens = vec![5, 0, 4_000_000_000].into();
+            let offer = KvOffer { kv: Arc::new(kv), tokens, max_total_len: 90, reads_prefix_cache };
+            assert_eq!(offer_in(through(&offer_out(&offer))), offer);
         }
     }
 

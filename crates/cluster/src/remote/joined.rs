@@ -254,6 +254,8 @@ impl Obeying {
             OrderKind::Cancel(seq) => Command::Cancel(SeqId(seq)),
             OrderKind::LeaveAll(()) => Command::LeaveAll,
             OrderKind::Release(seq) => Command::Release(SeqId(seq)),
+            OrderKind::Offer(offer) => Command::Offer(convert::offer_in(offer)),
+            OrderKind::Retract(seq) => Command::Retract(SeqId(seq)),
             OrderKind::Renew(seqs) => Command::Renew(seqs.seqs.into_iter().map(SeqId).collect()),
         };
         // An engine that takes nothing is lost, which the server hears from the uplink.

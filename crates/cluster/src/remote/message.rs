@@ -33,7 +33,7 @@ pub(crate) struct FromInstance {
 
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Order {
-    #[prost(oneof = "OrderKind", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "OrderKind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
     pub(crate) kind: Option<OrderKind>,
 }
 
@@ -61,11 +61,17 @@ pub(crate) enum OrderKind {
     /// Leave everything to the others.
     #[prost(message, tag = "8")]
     LeaveAll(()),
+    /// Another instance computes KV that can be fetched.
+    #[prost(message, tag = "9")]
+    Offer(Offer),
+    /// What was offered of this sequence does not come.
+    #[prost(uint64, tag = "10")]
+    Retract(u64),
 }
 
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct News {
-    #[prost(oneof = "NewsKind", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "NewsKind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
     pub(crate) kind: Option<NewsKind>,
 }
 
@@ -90,6 +96,12 @@ pub(crate) enum NewsKind {
     /// How it is after a step.
     #[prost(message, tag = "7")]
     Account(Account),
+    /// What there is so far of KV that others can fetch.
+    #[prost(message, tag = "8")]
+    Offer(Offer),
+    /// What was offered of this sequence does not come.
+    #[prost(uint64, tag = "9")]
+    TakeBack(u64),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -306,6 +318,18 @@ pub(crate) struct Lease {
     pub(crate) blocks: Vec<u32>,
     #[prost(uint64, tag = "5")]
     pub(crate) generation: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Offer {
+    #[prost(message, required, tag = "1")]
+    pub(crate) kv: Lease,
+    #[prost(uint32, repeated, tag = "2")]
+    pub(crate) tokens: Vec<u32>,
+    #[prost(uint64, tag = "3")]
+    pub(crate) max_total_len: u64,
+    #[prost(bool, tag = "4")]
+    pub(crate) reads_prefix_cache: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -99,6 +99,8 @@ impl RemoteInstance {
             NewsKind::Output(output) => self.pass_on(*output),
             NewsKind::HandOver(hand_over) => self.hand_over(hand_over),
             NewsKind::Release(lease) => self.release(lease),
+            NewsKind::Offer(offer) => self.link().offer(convert::offer_in(offer)),
+            NewsKind::TakeBack(seq) => self.link().take_back(SeqId(seq)),
             NewsKind::Account(account) => self.link().report(convert::account_in(&account)),
             NewsKind::Lost(reason) => return Err(reason),
             NewsKind::Hello(_) | NewsKind::Ready(_) => {
@@ -234,8 +236,14 @@ impl Instance for RemoteInstance {
                 self.order(OrderKind::Renew(wire::Seqs { seqs }));
                 return Ok(());
             }
-            // It fetches everything once the sequence is there.
-            Command::Offer(_) | Command::Retract(_) => return Ok(()),
+            Command::Offer(offer) => {
+                self.order(OrderKind::Offer(convert::offer_out(&offer)));
+                return Ok(());
+            }
+            Command::Retract(id) => {
+                self.order(OrderKind::Retract(id.0));
+                return Ok(());
+            }
             Command::LeaveAll => {
                 self.order(OrderKind::LeaveAll(()));
                 return Ok(());

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 
-use stallfree_core::{KvLease, SeqId, SeqMap};
+use stallfree_core::{KvLease, KvOffer, SeqId, SeqMap};
 use stallfree_engine::{
     EngineHandle as _, HandedOver, Health, OutputSender, OutputStream, Peers, SeqOutput,
     ThreadedEngine, output_stream,
@@ -192,6 +192,15 @@ impl Peers for Beyond {
 
     /// The server sees it by the last output.
     fn ended(&mut self, _seq: SeqId) {}
+
+    fn offer(&mut self, offer: KvOffer) {
+        let news = NewsKind::Offer(convert::offer_out(&offer));
+        self.0.lock().news.push(News { kind: Some(news) });
+    }
+
+    fn take_back(&mut self, seq: SeqId) {
+        self.0.lock().news.push(News { kind: Some(NewsKind::TakeBack(seq.0)) });
+    }
 
     fn report(&mut self, report: stallfree_engine::Report) {
         let news = NewsKind::Account(convert::account_out(&report));
