@@ -164,9 +164,11 @@ fn apply(engine: &EngineArgs, spec: ReplicaSpec, overrides: &Overrides) -> Engin
     engine
 }
 
-/// Where there are fewer GPUs than ranks, instances share them: each takes its share of the memory beside those before it.
+/// Where there are fewer GPUs than ranks, instances share them: each takes its share of the memory beside those before it. Ranks of one
+/// instance wait for each other on their GPUs, so two such instances on the same GPUs could each wait for what the other one holds up.
 fn share_gpus(instances: &mut [(Role, InstanceConfig)], num_gpus: usize) -> Result<()> {
     let mut taken = vec![0.0; num_gpus];
+    let mut waits = vec![false; num_gpus];
     for (index, (_, config)) in instances.iter_mut().enumerate() {
         let DeviceConfig::Cuda(gpu) = &mut config.device else { continue };
         let size = config.parallel.world_size();
@@ -185,8 +187,69 @@ fn share_gpus(instances: &mut [(Role, InstanceConfig)], num_gpus: usize) -> Resu
                 most * 100.0
             );
         }
+        if size > 1 && waits[range.clone()].contains(&true) {
+            bail!(
+                "instance {index} would share GPUs with another one that has several ranks; {num_gpus} GPUs are too few for both"
+            );
+        }
+        if size > 1 {
+            waits[range.clone()].fill(true);
+        }
         taken[range].fill(until);
         gpu.memory_utilization = until;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use stallfree_cluster::Role;
+    use stallfree_worker::Parallel;
+
+    use super::{InstanceConfig, share_gpus};
+    use crate::args::serve_args;
+    use crate::config::{DeviceConfig, GpuConfig};
+    use crate::environment::Environment;
+
+    /// Places instances of so many tensor-parallel ranks, which take two fifths of a GPU's memory each.
+    fn check(ranks: &[usize], num_gpus: usize, expected: Result<&[usize], &str>) {
+        let args = serve_args(&["stallfree", "serve", "--device", "cpu"]).expect("flags");
+        let config = InstanceConfig::resolve(&args.engine, &Environment::read()).expect("a config");
+        let mut next = 0;
+        let mut instances = Vec::new();
+        for &tensor in ranks {
+            let gpu = GpuConfig {
+                kernel_cache: PathBuf::new(),
+                ampere_path: false,
+                memory_utilization: 0.4,
+            };
+            let parallel = Parallel { tensor, pipeline: 1 };
+            let device = DeviceConfig::Cuda(gpu);
+            let config = InstanceConfig { parallel, device, first_gpu: next, ..config.clone() };
+            instances.push((Role::Mixed, config));
+            next += tensor;
+        }
+        match (share_gpus(&mut instances, num_gpus), expected) {
+            (Ok(()), Ok(first)) => {
+                let found: Vec<usize> =
+                    instances.iter().map(|(_, config)| config.first_gpu).collect();
+                assert_eq!(found, first, "{ranks:?} on {num_gpus}");
+            }
+            (Err(error), Err(words)) => assert!(error.to_string().contains(words), "{error}"),
+            (found, _) => panic!("{ranks:?} on {num_gpus}: {found:?}"),
+        }
+    }
+
+    #[test]
+    fn instances_share_gpus_as_far_as_they_can() {
+        check(&[1, 1], 2, Ok(&[0, 1]));
+        check(&[1, 1], 1, Ok(&[0, 0]));
+        check(&[1, 1, 1], 1, Err("lower --gpu-memory-utilization"));
+        check(&[2, 1], 2, Ok(&[0, 0]));
+        check(&[2, 1, 1], 2, Ok(&[0, 0, 1]));
+        check(&[2, 2], 4, Ok(&[0, 2]));
+        check(&[2, 2], 2, Err("several ranks"));
+    }
 }
