@@ -59,19 +59,22 @@ __global__ void compare(const Piece* pieces, int n, unsigned long long* wrong) {
     }
 }
 
-// Copies pieces of one row; a block of threads takes 128 KiB of a piece at a time.
+// Copies pieces of one row, all of one length, a multiple or a part of the 128 KiB that a block of threads takes at a time.
 __global__ void __launch_bounds__(1024) gather(const Piece* pieces, int n) {
     constexpr uint32_t TILE = 8 * 1024 * 16;
-    uint32_t tiles = pieces[0].width / TILE;
-    for (uint32_t t = blockIdx.x; t < n * tiles; t += gridDim.x) {
-        Piece piece = pieces[t / tiles];
-        auto* from = (const uint4*)(piece.from + size_t(t % tiles) * TILE) + threadIdx.x;
-        auto* to = (uint4*)(piece.to + size_t(t % tiles) * TILE) + threadIdx.x;
+    size_t width = pieces[0].width, all = n * width;
+    for (size_t at = size_t(blockIdx.x) * TILE; at < all; at += size_t(gridDim.x) * TILE) {
         uint4 v[8];
 #pragma unroll
-        for (int i = 0; i < 8; ++i) v[i] = __ldcs(from + i * 1024);
+        for (int i = 0; i < 8; ++i) {
+            size_t byte = at + (threadIdx.x + i * 1024) * 16;
+            if (byte < all) v[i] = __ldcs((const uint4*)(pieces[byte / width].from + byte % width));
+        }
 #pragma unroll
-        for (int i = 0; i < 8; ++i) __stcs(to + i * 1024, v[i]);
+        for (int i = 0; i < 8; ++i) {
+            size_t byte = at + (threadIdx.x + i * 1024) * 16;
+            if (byte < all) __stcs((uint4*)(pieces[byte / width].to + byte % width), v[i]);
+        }
     }
 }
 
@@ -89,6 +92,8 @@ __global__ void __launch_bounds__(256) read_memory(const uint4* data, size_t n, 
     }
     if (sum == 0x12345678) *sink = sum;
 }
+
+static std::string wanted;
 
 struct Side {
     int gpu;
@@ -170,6 +175,22 @@ static void strided_peer(const Piece& p, cudaStream_t stream, CUcontext to, CUco
     copy.srcHeight = copy.dstHeight = p.rows;
     copy.WidthInBytes = p.width, copy.Height = p.rows, copy.Depth = 1;
     CHECK(cuMemcpy3DPeerAsync(&copy, stream));
+}
+
+static void strided_batch(const std::vector<Piece>& pieces, cudaStream_t stream, unsigned flags) {
+    static thread_local std::vector<CUDA_MEMCPY3D_BATCH_OP> copies;
+    copies.clear();
+    for (auto& p : pieces) {
+        CUDA_MEMCPY3D_BATCH_OP copy{};
+        copy.src.type = copy.dst.type = CU_MEMCPY_OPERAND_TYPE_POINTER;
+        copy.src.op.ptr.ptr = p.from, copy.src.op.ptr.rowLength = p.from_pitch, copy.src.op.ptr.layerHeight = p.rows;
+        copy.dst.op.ptr.ptr = p.to, copy.dst.op.ptr.rowLength = p.to_pitch, copy.dst.op.ptr.layerHeight = p.rows;
+        copy.extent.width = p.width, copy.extent.height = p.rows, copy.extent.depth = 1;
+        copy.srcAccessOrder = CU_MEMCPY_SRC_ACCESS_ORDER_STREAM;
+        copy.flags = flags;
+        copies.push_back(copy);
+    }
+    CHECK(cuMemcpy3DBatchAsync(copies.size(), copies.data(), 0, stream));
 }
 
 // Cuts each block of the prompt into pieces of `bytes`.
@@ -325,6 +346,9 @@ static void table(const Side& from, const Side& to) {
     auto rows_peer = [=](const std::vector<Piece>& pieces, const Piece*, const std::vector<cudaStream_t>& streams) {
         for (auto& p : pieces) strided_peer(p, streams[0], to_context, from_context);
     };
+    auto strided_batched = [](unsigned flags) {
+        return [=](const std::vector<Piece>& pieces, const Piece*, const std::vector<cudaStream_t>& streams) { strided_batch(pieces, streams[0], flags); };
+    };
     auto gathered = [](int sms) {
         return [=](const std::vector<Piece>& pieces, const Piece* on_device, const std::vector<cudaStream_t>& streams) {
             gather<<<sms, 1024, 0, streams[0]>>>(on_device, int(pieces.size()));
@@ -347,7 +371,10 @@ static void table(const Side& from, const Side& to) {
         {"cuMemcpyBatchAsync, 32 KiB", half, batched(0)},
         {"4 of 8 heads: cuMemcpy2DAsync, 64 x 16 KiB", four, rows},
         {"4 of 8 heads: cuMemcpy3DPeerAsync, 64 x 16 KiB", four, rows_peer},
+        {"4 of 8 heads: cuMemcpy3DBatchAsync, 64 x 16 KiB", four, strided_batched(0)},
+        {"4 of 8 heads: the same, prefers overlap", four, strided_batched(1)},
         {"4 of 8 heads: cuMemcpyBatchAsync, 16 KiB", rows_of(four), batched(0)},
+        {"4 of 8 heads: gather kernel, 8 SMs", rows_of(four), gathered(8)},
         {"1 of 8 heads: cuMemcpy2DAsync, 64 x 4 KiB", one, rows},
         {"1 of 8 heads: cuMemcpyBatchAsync, 4 KiB", rows_of(one), batched(0)},
         {"gather kernel, 4 SMs", whole, gathered(4)},
@@ -359,10 +386,13 @@ static void table(const Side& from, const Side& to) {
         ways.push_back({"pushed: cuMemcpyDtoDAsync, 2 MiB", whole, dtod, 1, true});
         ways.push_back({"pushed: cuMemcpyBatchAsync, 64 KiB", layer, batched(0), 1, true});
     }
-    for (auto& way : ways) measure(way, from, to, two);
+    for (auto& way : ways)
+        if (way.name.find(wanted) != std::string::npos) measure(way, from, to, two);
 }
 
-int main() {
+// With an argument, only the ways whose names have it.
+int main(int argc, char** argv) {
+    wanted = argc > 1 ? argv[1] : "";
     int count;
     CHECK(cudaGetDeviceCount(&count));
     cudaDeviceProp props;

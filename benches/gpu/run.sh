@@ -4,7 +4,8 @@
 #   run.sh OUT [PART...]
 #
 # writes a log of each step, the results and summary.txt into OUT. Parts, all by default:
-#   check     every kernel against its reference, with the GPU's own instructions and with Ampere's; tiny models against the CPU
+#   check     every kernel against its reference, with the GPU's own instructions and with Ampere's; tiny models against the CPU, and on
+#             two instances that hand sequences over, on one GPU and, where there are two, on both
 #   accuracy  MODEL (a folder or GGUF file; default: the downloaded default model) against single precision on the CPU
 #   llama     the shape of Llama 3 8B against transformers, where python3 has it (LAYERS=32 of it, which take 16 GB in TMPDIR)
 #   sanitize  compute-sanitizer's memcheck and racecheck on the kernel checks, where it is installed
@@ -47,6 +48,7 @@ for part in $parts; do
         step kernels 300 "$here/gpu_check" check
         step kernels-sm80 300 "$here/gpu_check" check sm80
         step parity 300 "$here/gpu_parity"
+        step hand-over 300 "$here/gpu_hand_over" check
         ;;
     accuracy)
         if [ -n "$model" ]; then
@@ -75,6 +77,7 @@ for part in $parts; do
         ;;
     bench)
         step bench-kernels 300 "$here/gpu_check" bench
+        step bench-hand-over 300 "$here/gpu_hand_over" measure "$here/llama-3-8b"
         step bench-step 600 "$here/stallfree" bench step "$here/llama-3-8b" --load-format dummy --device cuda --result-dir "$out"
         step bench-step-sm80 300 "$here/stallfree" bench step "$here/llama-3-8b" --load-format dummy --device cuda --kernels sm80 \
             --decode 8 --prefill 1x2048 --mix 0 --result-dir "$out/sm80"

@@ -9,13 +9,17 @@ use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
-use stallfree_core::{BlockId, InstanceId, LeaseBook, LeaseId};
+use stallfree_core::{BlockId, Clock as _, InstanceId, LeaseBook, LeaseId, WallClock};
 use stallfree_device::{Copies, DeviceError, Event, Rows, Stream};
 use stallfree_kernels::cuda::CudaKv;
 
 use crate::KvPart;
 use crate::regions::{Region, regions};
+
+/// For how long the end of a copy is waited for awake: most take less, and to be woken takes a tenth of a millisecond.
+const AWAKE: Duration = Duration::from_millis(5);
 
 /// A rank's cache in the memory of a GPU.
 #[derive(Clone, Debug)]
@@ -191,10 +195,20 @@ impl Queue {
         };
         holds()?;
         let submitted = self.submit(copy);
-        let waited = self.done.record(&self.stream).and_then(|()| self.done.synchronize());
+        let waited = self.wait();
         submitted?;
         waited.map_err(|error| error.to_string())?;
         holds()
+    }
+
+    /// Waits for all that was submitted.
+    fn wait(&self) -> Result<(), DeviceError> {
+        self.done.record(&self.stream)?;
+        let clock = WallClock::start();
+        while !self.done.is_done() && clock.now().since_start() < AWAKE {
+            thread::yield_now();
+        }
+        self.done.synchronize()
     }
 
     fn submit(&self, copy: &KvCopy) -> Result<(), String> {
