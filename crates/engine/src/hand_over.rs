@@ -121,6 +121,11 @@ impl Engine {
         if state.until != Until::NextToken || reason != FinishReason::Length || !has_more {
             return None;
         }
+        if seq.status != Status::Running {
+            // It lost its blocks while its token was in flight.
+            let seq = self.planner.finish(id)?;
+            return Some(Box::new(Departure { seq, kv: None }));
+        }
         let (seq, blocks) = self.planner.keep(id)?;
         self.leases.insert(id, now + LEASE);
         let instance = membership.instance;
@@ -129,7 +134,7 @@ impl Engine {
             Early::NotYet | Early::Never => membership.leases.grant(id),
         };
         let kv = KvLease { instance, id: lease, num_tokens: seq.num_computed_tokens, blocks };
-        Some(Box::new(Departure { seq, kv }))
+        Some(Box::new(Departure { seq, kv: Some(kv) }))
     }
 
     /// Offers what a step has computed of sequences that go on elsewhere, and are not through yet.
@@ -197,7 +202,7 @@ impl Engine {
     pub(crate) fn leave(&mut self, Departure { seq, kv }: Departure) {
         let state = self.seqs.remove(&seq.id);
         if let Some((membership, state)) = self.membership.as_mut().zip(state) {
-            membership.peers.take(state.hand_over(seq, Some(Arc::new(kv))), None);
+            membership.peers.take(state.hand_over(seq, kv.map(Arc::new)), None);
         }
     }
 

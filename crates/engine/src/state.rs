@@ -68,11 +68,11 @@ pub(crate) enum News {
     Last(Option<OutputToken>, Box<Finished>),
 }
 
-/// What goes on elsewhere: the sequence, and its KV, which stays here until it is fetched.
+/// What goes on elsewhere: the sequence, and its KV, which stays here until it is fetched; none if it has lost it.
 #[derive(Debug)]
 pub(crate) struct Departure {
     pub(crate) seq: Sequence,
-    pub(crate) kv: KvLease,
+    pub(crate) kv: Option<KvLease>,
 }
 
 /// What becomes of a sequence after its news.
