@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use stallfree_core::{InstanceId, KvGeometry, KvLease, LeaseBook, SeqId, Time};
+use stallfree_core::{InstanceId, KvGeometry, KvLease, KvOffer, LeaseBook, SeqId, Time};
 use stallfree_engine::{
     Command, HandedOver, Membership, Peers, Report, Until, Wake, output_stream,
 };
@@ -25,6 +25,10 @@ impl Peers for Others {
     fn ended(&mut self, _: SeqId) {}
 
     fn report(&mut self, _: Report) {}
+
+    fn offer(&mut self, _: KvOffer) {}
+
+    fn take_back(&mut self, _: SeqId) {}
 }
 
 /// A sequence whose blocks are taken while its last token here is in flight has no KV that anybody could fetch.
