@@ -109,6 +109,29 @@ fn what_was_expected_and_does_not_come_is_freed() {
     }
 }
 
+/// Prompts of several steps, of whose fetches some fail: what has come of them is of no use, and they are computed again.
+#[test]
+fn what_cannot_be_fetched_is_computed_again() {
+    let requests = traffic("3x0:30+12 2x0.02:45+9");
+    for failing_fetch in 1..8 {
+        let mut deployment = Deployment::new(2, 1);
+        deployment.case.num_blocks = 200;
+        deployment.case.limits.max_num_batched_tokens = 8;
+        deployment.failing_fetch = Some(failing_fetch);
+        let mut replay = deployment.start();
+        let mut fetched = 0;
+        for (output, (_, request)) in replay.run(&requests).iter().zip(&requests) {
+            check_answer(output, request, &deployment);
+            let times = output.finished.as_ref().expect("its end").times;
+            fetched += usize::from(times.kv_transfer_ended.is_some());
+        }
+        // One that fails before its sequence comes is begun anew with the next offer.
+        let most = if failing_fetch == 1 { 0 } else { 5 };
+        assert!(fetched <= most, "{fetched} of 5 where one fetch of {failing_fetch} fails");
+        deployment.check_empty(&replay);
+    }
+}
+
 /// A client that leaves when its sequence is on the way: its decode instance hears of both at once.
 #[test]
 fn what_comes_and_goes_at_once_leaves_nothing() {
@@ -272,8 +295,10 @@ fn deployments() -> impl Strategy<Value = Deployment> {
     let sizes = (1_usize..5, 1_usize..5, dispatches());
     let limits = (0..POLICIES.len(), 16_usize..60, 1_usize..40, 1_usize..12, 1_usize..4);
     let faults = prop::collection::vec((0_usize..4, 0_u64..30), 0..3);
-    (sizes, limits, any::<[bool; 3]>(), 0_u64..40, faults).prop_map(
-        |((count, partition, dispatch), limits, [prefix, pending, turned], fetch_ms, faults)| {
+    let fetches = (0_u64..40, prop::option::weighted(0.3, 1_u64..6));
+    (sizes, limits, any::<[bool; 3]>(), fetches, faults).prop_map(
+        |((count, partition, dispatch), limits, [prefix, pending, turned], fetches, faults)| {
+            let (fetch_ms, failing_fetch) = fetches;
             let (policy, num_blocks, budget, max_num_seqs, max_in_flight) = limits;
             let limits = SchedulerConfig {
                 max_num_seqs,
@@ -290,7 +315,7 @@ fn deployments() -> impl Strategy<Value = Deployment> {
             if turned {
                 roles.reverse();
             }
-            Deployment { roles, dispatch, case, fetch_ms, faults }
+            Deployment { roles, dispatch, case, fetch_ms, failing_fetch, faults }
         },
     )
 }

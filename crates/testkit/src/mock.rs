@@ -33,6 +33,8 @@ pub struct MockConfig {
     pub token_time: Duration,
     /// How long fetching KV from another takes.
     pub fetch_time: Duration,
+    /// Of how many fetches one fails when it ends, if any do.
+    pub failing_fetch: Option<u64>,
     /// What goes wrong, if anything.
     pub fault: Option<Fault>,
 }
@@ -57,6 +59,7 @@ impl Default for MockConfig {
             step_time: Duration::from_millis(5),
             token_time: Duration::from_micros(10),
             fetch_time: Duration::from_millis(7),
+            failing_fetch: None,
             fault: None,
         }
     }
@@ -73,6 +76,7 @@ pub struct MockExecutor {
     /// Whose caches it can fetch from.
     network: MockNetwork,
     fetches: VecDeque<Fetching>,
+    num_fetched: u64,
     in_flight: VecDeque<InFlight>,
     /// When the device is done with all batches, in virtual time.
     busy_until: Time,
@@ -100,7 +104,16 @@ impl MockExecutor {
         let kv = Kv::new(config.kv);
         let (fetches, in_flight) = (VecDeque::new(), VecDeque::new());
         let network = MockNetwork::default();
-        Self { config, kv, network, fetches, in_flight, busy_until: Time::ZERO, timer }
+        Self {
+            config,
+            kv,
+            network,
+            fetches,
+            num_fetched: 0,
+            in_flight,
+            busy_until: Time::ZERO,
+            timer,
+        }
     }
 
     /// Makes one whose cache others on the network can fetch from, as instance `instance`, under the leases of its engine.
@@ -285,8 +298,13 @@ impl Executor for MockExecutor {
         let mut ended = Vec::new();
         let is_done = |oldest: &mut Fetching| oldest.ready_at <= now;
         while let Some(Fetching { fetch, .. }) = self.fetches.pop_front_if(is_done) {
+            self.num_fetched += 1;
+            let number = self.num_fetched;
+            let fails = self.config.failing_fetch.is_some_and(|of| number.is_multiple_of(of));
             // The lease has to last to the end: what lies there by then is what a copy beside the steps brings.
-            ended.push((fetch.seq, self.write_fetched(&fetch)));
+            let written = self.write_fetched(&fetch);
+            let failed = fails.then(|| Err("as the test asked".to_owned()));
+            ended.push((fetch.seq, failed.unwrap_or(written)));
         }
         ended
     }

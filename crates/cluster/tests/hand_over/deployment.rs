@@ -19,6 +19,8 @@ pub(crate) struct Deployment {
     pub(crate) dispatch: DispatchConfig,
     pub(crate) case: Case,
     pub(crate) fetch_ms: u64,
+    /// Of how many fetches one fails, if any do.
+    pub(crate) failing_fetch: Option<u64>,
     /// Which instances are lost, and at which of their batches.
     pub(crate) faults: Vec<(usize, u64)>,
 }
@@ -33,7 +35,14 @@ impl Deployment {
         };
         let case = Case { policy: "sarathi", limits, num_blocks: 40, max_in_flight: 1 };
         let dispatch = DispatchConfig::default();
-        Self { roles: roles(count, partition), dispatch, case, fetch_ms: 7, faults: Vec::new() }
+        Self {
+            roles: roles(count, partition),
+            dispatch,
+            case,
+            fetch_ms: 7,
+            failing_fetch: None,
+            faults: Vec::new(),
+        }
     }
 
     pub(crate) fn start(&self) -> ClusterReplay {
@@ -45,6 +54,7 @@ impl Deployment {
                 kv: KvGeometry { num_blocks: self.case.num_blocks, block_size: BLOCK_SIZE },
                 max_in_flight: self.case.max_in_flight,
                 fetch_time: Duration::from_millis(self.fetch_ms),
+                failing_fetch: self.failing_fetch,
                 fault,
                 ..MockConfig::default()
             };
