@@ -27,6 +27,7 @@ mod silu_mul;
 mod skinny_gemm;
 mod step;
 mod toolchain;
+mod trap;
 mod upload;
 
 pub use activations::{ActivationBytes, CudaTensor};
@@ -41,13 +42,14 @@ pub use kv::CudaKv;
 pub use paged_attention_decode::{DECODE_SCRATCH_BYTES, DecodeBatch, PagedAttentionDecode};
 pub use paged_attention_prefill::{PagedAttentionPrefill, PrefillBatch};
 pub use peers::MAX_RANKS;
-pub use products::{Operands, ProductShape, Products};
+pub use products::{Operands, ProductShape, Products, TIMED_ROWS};
 pub use rms_norm::RmsNorm;
 pub use rope_kv_write::{QkNorms, RopeKvWrite};
 pub use sampling::{Sample, SampleOperands, SamplePart, SampleReader, Uploader};
 pub use silu_mul::SiluMul;
 pub use skinny_gemm::{Epilogue, SkinnyGemm, SkinnySpec};
 pub use toolchain::{Build, Toolchain, builds};
+pub use trap::trap;
 
 use stallfree_device::DeviceSlice;
 

@@ -32,9 +32,6 @@ pub struct Capacity {
 /// The search ends after so many trials.
 const MAX_TRIALS: usize = 20;
 
-/// The search ends when the bounds are this close, relative to the rate.
-const GRANULARITY: f64 = 0.025;
-
 /// A median delay beyond this many seconds is far from the capacity.
 const HOPELESS: f64 = 500.0;
 
@@ -46,13 +43,18 @@ impl CapacityLimits {
             && trial.median_scheduling_delay <= self.median_scheduling_delay
     }
 
-    /// Searches between 0 and twice `start`, and beyond where that passes easily. `measure` tries a rate.
+    /// How close the bounds of the artifact's search are in the end, relative to the rate.
+    pub const GRANULARITY: f64 = 0.025;
+
+    /// Searches between 0 and twice `start`, and beyond where that passes easily, until the bounds are as close as `granularity`,
+    /// relative to the rate. `measure` tries a rate.
     ///
     /// # Errors
     /// The first error of `measure`.
     pub fn search<E>(
         &self,
         start: f64,
+        granularity: f64,
         mut measure: impl FnMut(f64) -> Result<Trial, E>,
     ) -> Result<Capacity, E> {
         let (mut low, mut high, mut least_failed) = (0.0, 2.0 * start, f64::INFINITY);
@@ -60,7 +62,7 @@ impl CapacityLimits {
         for _ in 0..MAX_TRIALS {
             let rate = rounded(f64::midpoint(low, high));
             let is_known = found.trials.iter().any(|trial| trial.rate.total_cmp(&rate).is_eq());
-            if is_known || rate <= 0.0 || (high - low).abs() < GRANULARITY * rate {
+            if is_known || rate <= 0.0 || (high - low).abs() < granularity * rate {
                 break;
             }
             let trial = measure(rate)?;
@@ -102,7 +104,7 @@ mod tests {
 
     /// A system whose latency is fine up to `capacity`, where its queue starts to grow.
     fn check(capacity: f64, start: f64) {
-        let found = LIMITS.search(start, |rate| {
+        let found = LIMITS.search(start, CapacityLimits::GRANULARITY, |rate| {
             let over = (rate / capacity - 1.0).max(0.0);
             let median_scheduling_delay =
                 if over > 0.0 { 3.0 + 1e4 * over } else { 0.3 * rate / capacity };
@@ -125,10 +127,13 @@ mod tests {
 
     #[test]
     fn what_never_passes_has_no_capacity() {
-        let found = LIMITS.search(1.0, |rate| {
+        let found = LIMITS.search(1.0, CapacityLimits::GRANULARITY, |rate| {
             Ok::<Trial, ()>(Trial { rate, p99_tbt: 1.0, median_scheduling_delay: 0.0 })
         });
         assert_eq!(found.unwrap().rate, None);
-        assert_eq!(LIMITS.search(1.0, |_| Err::<Trial, u8>(3)), Err(3));
+        assert_eq!(
+            LIMITS.search(1.0, CapacityLimits::GRANULARITY, |_| Err::<Trial, u8>(3)),
+            Err(3)
+        );
     }
 }

@@ -1,10 +1,11 @@
 //! What is known of each request and each batch after a run.
 
+use serde::{Deserialize, Serialize};
 use stallfree_core::{BatchId, SeqId, Slo};
 use stallfree_engine::Stages;
 
 /// What became of a request.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RequestRecord {
     /// Its place in the workload.
     pub id: usize,
@@ -27,12 +28,14 @@ pub struct RequestRecord {
     /// Prompt tokens found in the prefix cache, where that is known.
     pub num_cached_tokens: Option<usize>,
     /// How long each stage of its life took, where that is known.
+    #[serde(skip)]
     pub stages: Option<Stages>,
     /// How long batches with a chunk of it were computed, where that is known.
     pub execution_time: Option<f64>,
     /// How often it lost its place and had to be computed again.
     pub num_restarts: usize,
     /// What it was promised.
+    #[serde(skip)]
     pub slo: Slo,
     /// How it ended.
     pub outcome: Outcome,
@@ -41,7 +44,7 @@ pub struct RequestRecord {
 }
 
 /// How a request ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
     /// It got its tokens.
     Completed,

@@ -17,6 +17,7 @@ use stallfree_core::{
 use stallfree_scheduler::{Plan, Planner, Sequence};
 
 use crate::batch_builder::BatchBuilder;
+use crate::bell::Bell;
 use crate::record::{InFlight, observe};
 use crate::state::{After, News, SeqState};
 use crate::step_model::StepFit;
@@ -56,6 +57,7 @@ pub struct Engine {
     pub(crate) membership: Option<Membership>,
     /// Until when the KV of sequences that left is kept, unless it is fetched earlier.
     pub(crate) leases: SeqMap<Time>,
+    bell: Bell,
 }
 
 impl Engine {
@@ -90,7 +92,13 @@ impl Engine {
             dead: None,
             membership: None,
             leases: SeqMap::default(),
+            bell: Bell::default(),
         }
+    }
+
+    /// Gives readers a thread that wakes them.
+    pub(crate) fn set_bell(&mut self, bell: Bell) {
+        self.bell = bell;
     }
 
     /// Does all that can be done now, and returns when there will be more.
@@ -266,7 +274,7 @@ impl Engine {
     fn emit(&mut self) {
         for (id, news) in std::mem::take(&mut self.news) {
             let Some(state) = self.seqs.get_mut(&id) else { continue };
-            match state.emit(news) {
+            match state.emit(news, &mut self.bell) {
                 After::GoesOn => {}
                 After::Leaves(departure) => self.leave(*departure),
                 After::Ended => {
@@ -280,6 +288,7 @@ impl Engine {
         if let Some(membership) = &mut self.membership {
             membership.peers.told_all();
         }
+        self.bell.ring();
     }
 
     fn wake(&self) -> Wake {

@@ -5,6 +5,7 @@
 //! [`EngineHandle`]. Nothing here knows text, HTTP, or how a batch is computed.
 
 mod batch_builder;
+mod bell;
 mod command;
 mod engine;
 mod hand_over;

@@ -64,18 +64,21 @@ pub fn output_stream(
 impl OutputSender {
     /// Adds to what the reader gets next, and wakes it. Nothing is added after an output with `finished` or `error` set.
     pub fn update(&self, add: impl FnOnce(&mut SeqOutput)) {
+        if let Some(reader) = self.add(add) {
+            reader.wake();
+        }
+    }
+
+    /// Does the same, but leaves it to the caller to wake the reader.
+    pub(crate) fn add(&self, add: impl FnOnce(&mut SeqOutput)) -> Option<Waker> {
         let mut state = self.slot.lock();
         if state.ended {
-            return;
+            return None;
         }
         add(&mut state.pending);
         state.ready = true;
         state.ended = state.pending.finished.is_some() || state.pending.error.is_some();
-        let reader = state.reader.take();
-        drop(state);
-        if let Some(reader) = reader {
-            reader.wake();
-        }
+        state.reader.take()
     }
 
     /// Ends the stream because the engine was lost.

@@ -11,6 +11,7 @@ use stallfree_core::{
 };
 use stallfree_scheduler::{PlannedChunk, Sequence};
 
+use crate::bell::Bell;
 use crate::{
     Admission, Finished, HandedOver, OutputSender, OutputToken, Progress, SeqTimes, Until,
 };
@@ -226,11 +227,11 @@ impl SeqState {
         News::PromptLogprobs(lists)
     }
 
-    /// Passes news to the reader.
-    pub(crate) fn emit(&mut self, news: News) -> After {
+    /// Passes news to the reader, whom `bell` is to wake.
+    pub(crate) fn emit(&mut self, news: News, bell: &mut Bell) -> After {
         let mut after = After::GoesOn;
         let admission = self.admission.take();
-        self.output.update(|output| {
+        let reader = self.output.add(|output| {
             output.admission = output.admission.or(admission);
             match news {
                 News::Token(token) => output.tokens.push(token),
@@ -246,6 +247,9 @@ impl SeqState {
                 }
             }
         });
+        if let Some(reader) = reader {
+            bell.add(reader);
+        }
         after
     }
 }

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use stallfree_core::{Clock, Request, SeqId, Time};
 
+use crate::bell::Bell;
 use crate::heartbeat::Heartbeat;
 use crate::output::unpark_this_thread;
 use crate::{
@@ -63,7 +64,12 @@ impl ThreadedEngine {
     ///
     /// # Errors
     /// The system refuses a thread.
-    pub fn spawn(engine: Engine, clock: Arc<dyn Clock>, max_waiting: usize) -> io::Result<Self> {
+    pub fn spawn(
+        mut engine: Engine,
+        clock: Arc<dyn Clock>,
+        max_waiting: usize,
+    ) -> io::Result<Self> {
+        engine.set_bell(Bell::with_thread()?);
         let shared = Arc::new(Shared {
             info: engine.info().clone(),
             limits: engine.limits(),

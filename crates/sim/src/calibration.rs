@@ -45,8 +45,11 @@ pub struct Calibration {
     pub residuals: Vec<Residual>,
 }
 
-const FILES: &[(&str, &str)] =
-    &[("a100", include_str!("../data/a100.json")), ("h100", include_str!("../data/h100.json"))];
+const FILES: &[(&str, &str)] = &[
+    ("a100", include_str!("../data/a100.json")),
+    ("h100", include_str!("../data/h100.json")),
+    ("h200", include_str!("../data/h200.json")),
+];
 
 impl Calibration {
     /// Returns what `--device sim:NAME` means: a shipped GPU, or a calibration file that names its own.

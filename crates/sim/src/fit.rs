@@ -298,6 +298,7 @@ mod tests {
     const SHIPPED: &[(&str, &str, f64)] = &[
         (include_str!("../data/a100-steps.json"), include_str!("../data/a100.json"), 0.25),
         (include_str!("../data/h100-steps.json"), include_str!("../data/h100.json"), 0.15),
+        (include_str!("../data/h200-steps.json"), include_str!("../data/h200.json"), 0.15),
     ];
 
     #[test]

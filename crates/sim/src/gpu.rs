@@ -89,6 +89,15 @@ pub const SHIPPED: &[Shipped] = &[
         links: &[link(8, 450.0, 11.5), INFINIBAND],
     },
     Shipped {
+        name: "h200-sxm",
+        doc: "H200 141 GB SXM: eight in a machine behind NVSwitch",
+        calibration: "h200",
+        tflops: 989.0,
+        gb_per_s: 4800.0,
+        memory_gib: 139.7,
+        links: &[link(8, 450.0, 11.5), INFINIBAND],
+    },
+    Shipped {
         name: "a40-48g",
         doc: "A40 48 GB: eight in a machine on PCIe",
         calibration: "a100",

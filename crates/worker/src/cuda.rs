@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use stallfree_comm::Part;
 use stallfree_core::{Clock, KvGeometry, WallClock};
 use stallfree_device::Dtype;
-use stallfree_kernels::cuda::{ActivationBytes, CudaBackend, CudaConfig, DECODE_SCRATCH_BYTES};
+use stallfree_kernels::cuda::{
+    ActivationBytes, CudaBackend, CudaConfig, DECODE_SCRATCH_BYTES, TIMED_ROWS,
+};
 use stallfree_kernels::{Backend, WeightType};
 use stallfree_models::{Checkpoint, DtypeChoice, LoadOptions, Model, ModelConfig};
 
@@ -79,8 +81,9 @@ pub fn start_cuda(
     })?;
     let allocated = clock.now();
     let device = runners.first().map_or(String::new(), |runner| runner.backend().device_name());
-    // Compiles and loads every kernel, so that the first request does not wait for it.
-    for num_tokens in [1, 32.min(kv.num_tokens())] {
+    // Compiles and loads every kernel, and times products, so that no request waits for it.
+    let longest = config.max_tokens.min(kv.num_tokens());
+    for num_tokens in TIMED_ROWS.into_iter().filter(|&rows| rows <= longest) {
         run_all(&mut runners, &probe(num_tokens, 0, kv.block_size))?;
     }
     connect(&mut runners, config.parallel, checkpoint.config().hidden_size)?;

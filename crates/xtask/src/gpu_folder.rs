@@ -9,7 +9,8 @@ use crate::status;
 
 /// The programs: the package's binary, and the checks that need a GPU.
 const BINARY: &str = "stallfree";
-const EXAMPLES: &[&str] = &["gpu_check", "gpu_parity", "gpu_hand_over", "teacher_forced"];
+const EXAMPLES: &[&str] =
+    &["gpu_check", "gpu_parity", "gpu_hand_over", "gpu_ranks", "teacher_forced"];
 const PACKAGES: &[&str] = &["stallfree", "stallfree-kernels", "stallfree-worker"];
 /// What lies beside them in `benches/gpu`.
 const FILES: &[&str] = &["run.sh", "llama_parity.py", "llama-3-8b/config.json"];

@@ -10,8 +10,27 @@ use stallfree_kernels::cuda::{
 
 use crate::reference;
 use crate::rig::{Outcome, Rig, from_f32, to_f32};
+use crate::sampling;
 
-pub(crate) fn all(rig: &mut Rig, with_blas: bool) -> Outcome<()> {
+/// A family of kernels and its checks.
+pub(crate) type Family = (&'static str, fn(&mut Rig) -> Outcome<()>);
+
+/// All of them. cuBLASLt's kernels are not ours.
+pub(crate) const FAMILIES: &[Family] = &[
+    ("rows", rows),
+    ("skinny_gemm", skinny_gemms),
+    ("decode_gemm", decode_gemms),
+    (BLAS, blas_gemms),
+    ("attention", attention),
+    ("sampling", sampling::check),
+];
+pub(crate) const BLAS: &str = "blas";
+
+/// What follows a product, and whether its result is single precision.
+const ENDS: [(Epilogue, bool); 3] =
+    [(Epilogue::None, false), (Epilogue::None, true), (Epilogue::SiluMul, false)];
+
+fn rows(rig: &mut Rig) -> Outcome<()> {
     let mark = rig.arena.used();
     for (rows, cols) in [(1, 8), (3, 576), (7, 1000), (2, 4096), (5, 8192), (1, 16384)] {
         rms_norm(rig, rows, cols)?;
@@ -22,21 +41,27 @@ pub(crate) fn all(rig: &mut Rig, with_blas: bool) -> Outcome<()> {
         gather(rig, rows, cols)?;
         rig.arena.reset_to(mark);
     }
+    Ok(())
+}
+
+fn skinny_gemms(rig: &mut Rig) -> Outcome<()> {
+    let mark = rig.arena.used();
     for rows in [1, 2, 7, 8, 9, 16, 17, 32] {
         for (out, inner) in [(17, 32), (576, 576), (1000, 1536), (33, 4128)] {
-            for (epilogue, f32_out) in
-                [(Epilogue::None, false), (Epilogue::None, true), (Epilogue::SiluMul, false)]
-            {
+            for (epilogue, f32_out) in ENDS {
                 skinny(rig, [rows, out, inner], epilogue, f32_out)?;
                 rig.arena.reset_to(mark);
             }
         }
     }
+    Ok(())
+}
+
+fn decode_gemms(rig: &mut Rig) -> Outcome<()> {
+    let mark = rig.arena.used();
     for rows in [1, 7, 9, 24, 33, 64, 100, 129, 256] {
         for (out, inner) in [(24, 8), (1000, 520), (584, 576), (4096, 1536)] {
-            for (epilogue, f32_out) in
-                [(Epilogue::None, false), (Epilogue::None, true), (Epilogue::SiluMul, false)]
-            {
+            for (epilogue, f32_out) in ENDS {
                 if DecodeGemm::takes(&rig.tools, epilogue, [out, inner]) {
                     decode_gemm(rig, [rows, out, inner], epilogue, f32_out)?;
                     rig.arena.reset_to(mark);
@@ -48,11 +73,20 @@ pub(crate) fn all(rig: &mut Rig, with_blas: bool) -> Outcome<()> {
         decode_gemm(rig, [13, 1001, 72], Epilogue::None, false)?;
         rig.arena.reset_to(mark);
     }
-    let blas_shapes = [(1, 576, 576), (33, 1000, 1536), (300, 512, 4096)];
-    for (rows, out, inner) in blas_shapes.into_iter().filter(|_| with_blas) {
+    Ok(())
+}
+
+fn blas_gemms(rig: &mut Rig) -> Outcome<()> {
+    let mark = rig.arena.used();
+    for (rows, out, inner) in [(1, 576, 576), (33, 1000, 1536), (300, 512, 4096)] {
         blas(rig, rows, out, inner)?;
         rig.arena.reset_to(mark);
     }
+    Ok(())
+}
+
+fn attention(rig: &mut Rig) -> Outcome<()> {
+    let mark = rig.arena.used();
     for (num_heads, num_kv_heads, head_dim, block_size) in [
         (9, 3, 64, 16),
         (4, 4, 96, 32),

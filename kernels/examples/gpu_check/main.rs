@@ -1,7 +1,8 @@
 //! Checks every CUDA kernel against a reference on this machine's GPU, then times them beside their floors.
 //!
-//! `gpu_check [check|bench|sampling|step] [sm80] [ours]`; fails where there is no GPU. `sm80` keeps to Ampere's instructions; `ours` leaves
-//! cuBLASLt's kernels out, whose barriers a race checker takes for races; `sampling` checks and times that family alone.
+//! `gpu_check [check|bench|sampling|step] [FAMILY...] [sm80] [ours]`; fails where there is no GPU. `check` takes the families that are named
+//! (rows, skinny_gemm, decode_gemm, blas, attention, sampling), or all. `sm80` keeps to Ampere's instructions; `ours` leaves
+//! cuBLASLt's kernels out, whose barriers a race checker takes for races; `sampling` alone checks and times that family.
 #![expect(clippy::print_stdout, reason = "a report for a terminal")]
 
 mod bench;
@@ -21,14 +22,20 @@ fn main() -> Outcome<()> {
     let all = !["check", "bench", "sampling", "step"].into_iter().any(has);
     let ampere_path = has("sm80");
     if all || has("check") {
+        let any = checks::FAMILIES.iter().any(|(family, _)| has(family));
         for dtype in [Dtype::Bf16, Dtype::F16] {
             let mut rig = Rig::new(dtype, ampere_path, 2 << 30)?;
             println!("{:?} {dtype:?} sm80={ampere_path}", rig.tools.device.props());
-            checks::all(&mut rig, !has("ours"))?;
-            sampling::check(&mut rig)?;
+            for (family, check) in checks::FAMILIES {
+                let is_named =
+                    if any { has(family) } else { !(has("ours") && *family == checks::BLAS) };
+                if is_named {
+                    check(&mut rig)?;
+                }
+            }
         }
     }
-    if has("sampling") {
+    if has("sampling") && !has("check") {
         let mut rig = Rig::new(Dtype::Bf16, ampere_path, 2 << 30)?;
         let checked = sampling::check(&mut rig);
         sampling::bench(&mut rig)?;

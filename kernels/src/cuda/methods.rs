@@ -1,6 +1,6 @@
 //! Which way to multiply is fastest for which product, kept on disk beside the compiled kernels.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::PathBuf;
 
@@ -43,6 +43,8 @@ pub(super) struct Methods {
     /// All that they depend on: the file's first line.
     identity: String,
     map: HashMap<ProductShape, Method>,
+    /// Those that are for this process alone.
+    passing: HashSet<ProductShape>,
 }
 
 impl Methods {
@@ -51,18 +53,23 @@ impl Methods {
         let path = cache.folder().join(format!("products-{name}.txt"));
         let text = std::fs::read_to_string(&path).unwrap_or_default();
         let map = text.strip_prefix(&identity).map(parse).unwrap_or_default();
-        Self { path, identity, map }
+        Self { path, identity, map, passing: HashSet::new() }
     }
 
     pub(super) fn get(&self, shape: ProductShape) -> Option<Method> {
         self.map.get(&shape).copied()
     }
 
-    /// Keeps one, also on disk. A folder that cannot be written costs time at the next start only.
-    pub(super) fn insert(&mut self, shape: ProductShape, method: Method) {
+    /// Keeps one; if it is to `last`, also on disk. A folder that cannot be written costs time at the next start only.
+    pub(super) fn insert(&mut self, shape: ProductShape, method: Method, last: bool) {
         self.map.insert(shape, method);
+        if !last {
+            self.passing.insert(shape);
+            return;
+        }
+        let lasting = self.map.iter().filter(|(shape, _)| !self.passing.contains(*shape));
         let mut lines: Vec<String> =
-            self.map.iter().map(|(shape, method)| format!("{shape} = {method}")).collect();
+            lasting.map(|(shape, method)| format!("{shape} = {method}")).collect();
         lines.sort();
         let text = format!("{}\n{}\n", self.identity, lines.join("\n"));
         drop(self.write(&text));
@@ -165,8 +172,13 @@ mod tests {
             ),
         ];
         for (shape, method) in all {
-            methods.insert(shape, method);
+            methods.insert(shape, method, true);
         }
+        let passing = shape(512, Epilogue::None);
+        methods.insert(passing, Method::Skinny, false);
+        methods.insert(all[0].0, all[0].1, true);
+        assert_eq!(methods.get(passing), Some(Method::Skinny));
+        assert_eq!(read("a").get(passing), None);
         let again = read("a");
         for (shape, method) in all {
             assert_eq!(again.get(shape), Some(method), "{shape}");

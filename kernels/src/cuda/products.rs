@@ -12,9 +12,10 @@ use super::{
     Toolchain,
 };
 
-/// What is fastest counts for all numbers of rows up to one of these and above the one before. Beyond the last the library's first
-/// guess is as good as its best, see `docs/performance.md`.
-const ROWS: [usize; 8] = [1, 8, 16, 32, 64, 128, 256, 512];
+/// What is fastest counts for all numbers of rows up to one of these and above the one before, where it has to be timed: what is
+/// fastest at a range's lower end can be half as fast at its upper one. Beyond the last the library's first guess is as good as its
+/// best, see `docs/performance.md`.
+pub const TIMED_ROWS: [usize; 8] = [1, 8, 16, 32, 64, 128, 256, 512];
 /// Of the workspace: the counters by which blocks that share a tile find each other.
 const COUNTER_BYTES: usize = 64 << 10;
 /// Bytes of weights that a timed run reads, so that none comes from the cache.
@@ -59,7 +60,7 @@ pub struct Operands {
 impl ProductShape {
     /// Returns the shape that stands for it among those timed.
     fn representative(self) -> Option<Self> {
-        let rows = ROWS.into_iter().find(|&rows| self.rows <= rows)?;
+        let rows = TIMED_ROWS.into_iter().find(|&rows| self.rows <= rows)?;
         Some(Self { rows, ..self })
     }
 
@@ -144,7 +145,8 @@ impl Products {
                 Some(method) => method,
                 None => {
                     let method = self.fastest(tools, stream, shape, operands, weights)?;
-                    self.methods.insert(key, method);
+                    // Timed with fewer rows it will do for now.
+                    self.methods.insert(key, method, key.rows == shape.rows);
                     method
                 }
             },

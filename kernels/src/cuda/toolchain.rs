@@ -8,7 +8,7 @@ use stallfree_device::{Arch, CubinCache, Device, Dtype, Function, Module, Source
 use super::{
     AddBias, CudaError, DecodeGemm, DecodeGemmSpec, Gather, HeadShape, PagedAttentionDecode,
     PagedAttentionPrefill, RmsNorm, RopeKvWrite, Sample, SiluMul, SkinnyGemm, SkinnySpec, ceilings,
-    paged_attention_prefill_sm90, peers::PeerOps,
+    paged_attention_prefill_sm90, peers::PeerOps, trap,
 };
 
 /// A source with its macros, its kernels and the dynamic shared memory they ask for.
@@ -128,6 +128,7 @@ pub fn builds(dtype: Dtype) -> Result<Vec<Build>, CudaError> {
         SiluMul::build(dtype),
         Sample::build(dtype),
         ceilings::build(dtype),
+        trap::build(dtype),
     ];
     for cols in [576, 4096, 8192] {
         builds.push(RmsNorm::build(dtype, cols)?);

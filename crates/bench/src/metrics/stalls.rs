@@ -24,6 +24,9 @@ pub struct Stalls {
     pub stalled_time: f64,
     /// `stalled_time` over `decoding_time`.
     pub stalled_share: f64,
+    /// The longest stretch in which no request at all got a token though one was between its first and its last, in seconds.
+    #[serde(default)]
+    pub longest_stretch: f64,
 }
 
 impl Stalls {
@@ -37,7 +40,7 @@ impl Stalls {
         let limit = factor * median_gap;
         let num_short = gaps.sorted().partition_point(|&gap| gap <= limit);
         let is_stalled = |request: &&RequestRecord| request.gaps().any(|gap| gap > limit);
-        let (decoding_time, stalled_time) = times(requests, limit);
+        let Stretches { decoding_time, stalled_time, longest } = stretches(requests, limit);
         Self {
             factor,
             median_gap,
@@ -47,12 +50,23 @@ impl Stalls {
             decoding_time,
             stalled_time,
             stalled_share: if decoding_time > 0.0 { stalled_time / decoding_time } else { 0.0 },
+            longest_stretch: longest,
         }
     }
 }
 
-/// Returns how long some request was decoding, and how much of it passed in stretches without a token longer than `limit`.
-fn times(requests: &[RequestRecord], limit: f64) -> (f64, f64) {
+/// Stretches without a token while some request was decoding.
+#[derive(Default)]
+struct Stretches {
+    /// All of them together.
+    decoding_time: f64,
+    /// Those longer than the limit.
+    stalled_time: f64,
+    longest: f64,
+}
+
+/// Finds them; those longer than `limit` are stalls.
+fn stretches(requests: &[RequestRecord], limit: f64) -> Stretches {
     // How many requests more are between first and last token from each moment with a token on. Requests share moments, so that
     // the list is far shorter than there are tokens once equal ones are merged.
     let mut moments: Vec<f64> =
@@ -66,16 +80,17 @@ fn times(requests: &[RequestRecord], limit: f64) -> (f64, f64) {
         .collect();
     changes.sort_unstable_by(|(a, _), (b, _)| a.total_cmp(b));
     let mut changes = changes.into_iter().peekable();
-    let (mut decoding, mut stalled, mut active) = (0.0, 0.0, 0);
+    let (mut found, mut active) = (Stretches::default(), 0);
     for pair in moments.windows(2) {
         while let Some((_, change)) = changes.next_if(|&(at, _)| at <= pair[0]) {
             active += change;
         }
         if active > 0 {
             let stretch = pair[1] - pair[0];
-            decoding += stretch;
-            stalled += if stretch > limit { stretch } else { 0.0 };
+            found.decoding_time += stretch;
+            found.stalled_time += if stretch > limit { stretch } else { 0.0 };
+            found.longest = found.longest.max(stretch);
         }
     }
-    (decoding, stalled)
+    found
 }

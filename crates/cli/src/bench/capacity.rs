@@ -55,29 +55,30 @@ pub(crate) fn run(args: &CapacityArgs, environment: &Environment) -> Result<()> 
         "     req/s   P99 TBT (ms)   longest gap (ms)   stalled (%)   median delay (ms)\n",
     )?;
     let mut num_gpus = 1;
-    let found = limits.search(start_rate.0, |rate| -> Result<Trial> {
-        let mut trial = args.run.clone();
-        trial.workload.arrivals.request_rate = Rate(rate);
-        let ran = execute(&trial, environment, &format!("{rate} req/s"))?;
-        num_gpus = ran.about.num_gpus;
-        if ran.summary.completed == 0 {
-            bail!("no request was completed at {rate} requests a second");
-        }
-        let trial = Trial {
-            rate,
-            p99_tbt: ran.summary.itl.quantile(0.99),
-            median_scheduling_delay: ran.summary.scheduling_delay.quantile(0.5),
-        };
-        let verdict = if limits.are_kept(&trial) { "kept" } else { "missed" };
-        let stalls = ran.summary.stalls;
-        let times = [trial.p99_tbt, stalls.longest_gap, trial.median_scheduling_delay];
-        let [tbt, gap, delay] = times.map(|s| s * 1000.0);
-        let share = stalls.stalled_share * 100.0;
-        console::print(format_args!(
-            "{rate:>10} {tbt:>14.1} {gap:>18.1} {share:>13.2} {delay:>19.1}   {verdict}\n"
-        ))?;
-        Ok(trial)
-    })?;
+    let found =
+        limits.search(start_rate.0, CapacityLimits::GRANULARITY, |rate| -> Result<Trial> {
+            let mut trial = args.run.clone();
+            trial.workload.arrivals.request_rate = Rate(rate);
+            let ran = execute(&trial, environment, &format!("{rate} req/s"))?;
+            num_gpus = ran.about.num_gpus;
+            if ran.summary.completed == 0 {
+                bail!("no request was completed at {rate} requests a second");
+            }
+            let trial = Trial {
+                rate,
+                p99_tbt: ran.summary.itl.quantile(0.99),
+                median_scheduling_delay: ran.summary.scheduling_delay.quantile(0.5),
+            };
+            let verdict = if limits.are_kept(&trial) { "kept" } else { "missed" };
+            let stalls = ran.summary.stalls;
+            let times = [trial.p99_tbt, stalls.longest_gap, trial.median_scheduling_delay];
+            let [tbt, gap, delay] = times.map(|s| s * 1000.0);
+            let share = stalls.stalled_share * 100.0;
+            console::print(format_args!(
+                "{rate:>10} {tbt:>14.1} {gap:>18.1} {share:>13.2} {delay:>19.1}   {verdict}\n"
+            ))?;
+            Ok(trial)
+        })?;
     if let Some(folder) = &args.run.mode.run_dir {
         let trials = found.trials.iter().map(|trial| {
             json!({

@@ -8,6 +8,7 @@ mod capacity;
 mod chunk_size;
 mod generation_stalls;
 mod high_tail_latency;
+mod kept;
 mod lab;
 mod latency_throughput;
 mod schedule;
@@ -49,6 +50,21 @@ pub(crate) struct ExperimentArgs {
     /// Requests a run, instead of the paper's: fewer are quicker
     #[arg(long, value_name = "N", value_parser = positive)]
     num_prompts: Option<usize>,
+    /// Requests of so many seconds at a run's rate, if these are fewer
+    #[arg(long, value_name = "SECONDS")]
+    window: Option<f64>,
+    /// Requests a second, instead of the paper's
+    #[arg(long, value_name = "RATES", value_delimiter = ',')]
+    rates: Vec<f64>,
+    /// Only these policies, data sets and limits; of a kind none of which is named, all
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    only: Vec<String>,
+    /// KV blocks, instead of what memory has room for
+    #[arg(long, value_name = "N", value_parser = positive)]
+    num_gpu_blocks_override: Option<usize>,
+    /// Take the runs over that are in the folder already, from an earlier call with the same flags
+    #[arg(long)]
+    resume: bool,
     /// Decides lengths and arrivals
     #[arg(long, default_value_t = 42)]
     seed: u64,

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use stallfree_bench::metrics::{Goodput, Slo, SummaryConfig};
 use stallfree_bench::{RequestRecord, Summary, date};
@@ -53,7 +54,7 @@ pub(crate) struct ResultArgs {
 }
 
 /// What is known about a run beside its figures.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct About {
     /// `openai`, `openai-chat`, or `engine` for one in this process.
     pub(crate) backend: String,

@@ -1,12 +1,13 @@
 //! `stallfree bench step`: what a step takes, through the whole engine, beside what the hardware allows.
 //!
 //! Rows are made of random prompts: decode at a batch size and context, prefill, and an offline mix. Tokens are chosen greedily,
-//! collected and detokenized as a server would. Each decode row's tokens are then held against a second computation of the
+//! collected and detokenized as a server would. Each row's tokens are then held against a second computation of the
 //! same texts as prompts, which shares neither the recorded steps nor the kernels for single tokens.
 
 mod drive;
 mod floor;
 mod row;
+mod threads;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -121,16 +122,16 @@ pub(crate) fn run(args: &StepArgs, environment: &Environment) -> Result<()> {
     let mut driver = Driver::new(&engine, tokenizer, log, built.vocab_size)?;
     driver.warm_up()?;
     let max_margin = row::max_margin(checkpoint.config());
+    let limits = (floor.as_ref(), max_margin);
     for row in &decode {
-        let limits = (floor.as_ref(), max_margin);
         report.add("decode", row.measure(&mut driver, args.rows.repeats, limits)?)?;
     }
     for row in &prefill {
-        report.add("prefill", row.measure(&mut driver, args.rows.repeats, floor.as_ref())?)?;
+        report.add("prefill", row.measure(&mut driver, args.rows.repeats, limits)?)?;
     }
     if args.rows.mix > 0 {
         let mix = Mix { num_requests: args.rows.mix };
-        report.add("mixed", mix.measure(&mut driver)?)?;
+        report.add("mixed", mix.measure(&mut driver, max_margin)?)?;
     }
     report.save(args)?;
     match report.unsound {

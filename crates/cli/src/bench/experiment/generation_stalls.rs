@@ -1,6 +1,7 @@
 //! Sarathi-Serve, figure 1a: 128 summarisations of long papers at once; how many tokens there are over time.
 
 use anyhow::Result;
+use stallfree_bench::metrics::Stalls;
 use stallfree_bench::plot::{Axis, Chart, Figure, Look, Series};
 
 use super::lab::{Arriving, Deployment, Lab, LengthsFrom, Load, Policy};
@@ -23,14 +24,17 @@ pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
         arrivals: Arriving::AtOnce,
         max_model_len: 16_384,
     };
-    let policies = [
-        Policy::new("sarathi", 256, 1536),
-        Policy::new("vllm", 256, 16_384),
-        Policy::new("chunked", 256, 1536),
-        Policy::new("vllm-v1", 256, 1536),
-        Policy::new("orca", 256, 16_384),
-        Policy::new("fastertransformer", 256, 16_384),
-    ];
+    let policies = lab.chosen(
+        [
+            Policy::new("sarathi", 256, 1536),
+            Policy::new("vllm", 256, 16_384),
+            Policy::new("chunked", 256, 1536),
+            Policy::new("vllm-v1", 256, 1536),
+            Policy::new("orca", 256, 16_384),
+            Policy::new("fastertransformer", 256, 16_384),
+        ],
+        |policy| policy.name,
+    );
     let mut summary = Table::new(&[
         "policy",
         "first_token_s",
@@ -40,6 +44,8 @@ pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
         "longest_plateau_s",
         "plateaus_over_1s",
         "stalled_share",
+        "longest_decode_gap_s",
+        "decode_gaps_over_3_tbt_s",
         "median_tbt_s",
         "p99_tbt_s",
         "max_tbt_s",
@@ -59,6 +65,8 @@ pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
             curve.plateaus().fold(0.0, f64::max).into(),
             curve.plateaus().filter(|&plateau| plateau > 1.0).count().into(),
             ran.summary.stalls.stalled_share.into(),
+            ran.summary.stalls.longest_stretch.into(),
+            Stalls::find(&ran.outcome.requests, itl, 3.0).stalled_time.into(),
             itl.quantile(0.5).into(),
             itl.quantile(0.99).into(),
             itl.max().into(),

@@ -16,14 +16,17 @@ const THEIRS: [(&str, [[&str; 2]; 3]); 2] = [
 ];
 
 pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
-    let policies = [
-        Policy::new("sarathi", 256, 1536),
-        Policy::new("vllm", 256, 8192),
-        Policy::new("chunked", 256, 1536),
-        Policy::new("vllm-v1", 256, 1536),
-        Policy::new("orca", 256, 8192),
-        Policy::new("fastertransformer", 256, 8192),
-    ];
+    let policies = lab.chosen(
+        [
+            Policy::new("sarathi", 256, 1536),
+            Policy::new("vllm", 256, 8192),
+            Policy::new("chunked", 256, 1536),
+            Policy::new("vllm-v1", 256, 1536),
+            Policy::new("orca", 256, 8192),
+            Policy::new("fastertransformer", 256, 8192),
+        ],
+        |policy| policy.name,
+    );
     let mut table = Table::new(&[
         "policy",
         "request_rate",
@@ -36,9 +39,10 @@ pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
     ]);
     let mut comparison = Table::new(&["figure", "ours", "theirs", "artifacts_notebook"]);
     let mut series = Vec::new();
+    let rates = lab.rates(&RATES);
     for (color, policy) in policies.iter().enumerate() {
         let mut points = Vec::new();
-        for (index, rate) in RATES.into_iter().enumerate() {
+        for (index, &rate) in rates.iter().enumerate() {
             let load = Load {
                 lengths: LengthsFrom::Sharegpt,
                 num_prompts: 128,
@@ -48,9 +52,11 @@ pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
             let summary = lab.run(&YI, policy, &load)?.summary;
             let p99 = summary.itl.quantile(0.99);
             points.push((index as f64, p99));
-            if let Some((_, theirs)) = THEIRS.iter().find(|(name, _)| *name == policy.name) {
+            let place = RATES.iter().position(|papers| papers.total_cmp(&rate).is_eq());
+            let theirs = THEIRS.iter().find(|(name, _)| *name == policy.name);
+            if let Some((place, (_, theirs))) = place.zip(theirs) {
                 let figure = format!("{}: P99 time between tokens at {rate}/s, s", policy.name);
-                let [paper, notebook] = theirs[index];
+                let [paper, notebook] = theirs[place];
                 comparison.row([(&*figure).into(), p99.into(), paper.into(), notebook.into()]);
             }
             table.row([
@@ -72,7 +78,7 @@ pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
         title: "Tail latency over the load".to_owned(),
         subtitle: lab.about(&YI),
         charts: vec![Chart {
-            x: Axis::names("requests a second", RATES.map(|rate| rate.to_string())),
+            x: Axis::names("requests a second", rates.iter().map(f64::to_string)),
             y: Axis::linear("P99 time between tokens, s"),
             series,
             ..Chart::default()

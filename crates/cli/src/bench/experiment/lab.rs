@@ -1,15 +1,18 @@
 //! Where experiments are made: runs, and what is kept of them.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser as _;
+use serde_json::Value;
 use stallfree_bench::RunFolder;
 use stallfree_bench::plot::{self, Figure};
 
-use super::ExperimentArgs;
 use super::table::Table;
+use super::{ExperimentArgs, kept};
 use crate::args::{Cli, Command};
 use crate::bench::BenchCommand;
 use crate::bench::run::{Ran, execute};
@@ -78,6 +81,10 @@ pub(super) struct Lab<'a> {
     num_runs: usize,
     /// What the last run's lengths were.
     dataset: String,
+    /// What the last run on a real device ran on, as its worker calls it.
+    machine: Option<String>,
+    /// Names that could be chosen.
+    names: RefCell<BTreeSet<String>>,
 }
 
 impl Policy {
@@ -104,8 +111,15 @@ impl<'a> Lab<'a> {
         let default = || Path::new("results/experiments").join(name);
         let output = args.output.clone().unwrap_or_else(default);
         fs::create_dir_all(&output).with_context(|| format!("{}", output.display()))?;
-        let lab =
-            Self { args, environment, output, num_runs: 0, dataset: "fixed lengths".to_owned() };
+        let lab = Self {
+            args,
+            environment,
+            output,
+            num_runs: 0,
+            dataset: "fixed lengths".to_owned(),
+            machine: None,
+            names: RefCell::default(),
+        };
         lab.write("command.txt", &(console::command_line() + "\n"))?;
         Ok(lab)
     }
@@ -120,6 +134,33 @@ impl<'a> Lab<'a> {
         if self.args.model.is_some() { &cases[..cases.len().min(1)] } else { cases }
     }
 
+    /// Returns those of a kind that the user wants, each with its name: all, unless some of them were named.
+    pub(super) fn chosen<T, const N: usize>(
+        &self,
+        all: [T; N],
+        name: impl Fn(&T) -> &str,
+    ) -> Vec<T> {
+        let only = &self.args.only;
+        let is_named = |one: &T| only.iter().any(|wanted| wanted == name(one));
+        self.names.borrow_mut().extend(all.iter().map(|one| name(one).to_owned()));
+        let any = all.iter().any(is_named);
+        all.into_iter().filter(|one| !any || is_named(one)).collect()
+    }
+
+    /// Returns the rates to try: the user's, or those of the paper.
+    pub(super) fn rates(&self, papers: &[f64]) -> Vec<f64> {
+        if self.args.rates.is_empty() { papers.to_vec() } else { self.args.rates.clone() }
+    }
+
+    /// Returns whether time is spent on a real device.
+    pub(super) fn is_real(&self, deployment: &Deployment) -> bool {
+        !self.device(deployment).starts_with("sim:")
+    }
+
+    fn device<'b>(&'b self, deployment: &'b Deployment) -> &'b str {
+        self.args.device.as_deref().unwrap_or(deployment.device)
+    }
+
     /// Returns what to call a deployment.
     pub(super) fn title(&self, papers: &str) -> String {
         self.args.model.clone().unwrap_or_else(|| papers.to_owned())
@@ -132,8 +173,11 @@ impl<'a> Lab<'a> {
 
     /// Returns in a line how the results came about.
     pub(super) fn about(&self, deployment: &Deployment) -> String {
-        let device = self.args.device.as_deref().unwrap_or(deployment.device);
+        let device = self.device(deployment);
         let model = self.args.model.as_deref().unwrap_or(deployment.model);
+        if let Some(machine) = &self.machine {
+            return format!("{model}, {machine}; {}", self.dataset);
+        }
         let (tensor, pipeline) = self.parallel(deployment);
         format!("{model}, TP {tensor}, PP {pipeline}, {device}; {}", self.dataset)
     }
@@ -198,9 +242,23 @@ impl<'a> Lab<'a> {
             bail!("`{line}` is not a bench run");
         };
         self.num_runs += 1;
-        let ran = execute(&args, self.environment, &format!("run {}", self.num_runs))?;
+        let path = self.output.join(format!("kept/{}.json", self.num_runs));
+        let kept = if self.args.resume { kept::find(&path, &line, &args)? } else { None };
+        let ran = match kept {
+            Some(ran) => ran,
+            None => {
+                let ran = execute(&args, self.environment, &format!("run {}", self.num_runs))?;
+                if self.is_real(deployment) {
+                    kept::keep(&path, &line, &ran)?;
+                }
+                ran
+            }
+        };
         if let Some(error) = ran.outcome.requests.iter().find_map(|request| request.error()) {
             bail!("`{line}`: a request failed: {error}");
+        }
+        if self.is_real(deployment) {
+            self.machine = ran.config.get("device").and_then(Value::as_str).map(str::to_owned);
         }
         let (name, is_synthetic) = &ran.about.dataset;
         match load.lengths {
@@ -223,8 +281,7 @@ impl<'a> Lab<'a> {
         let mut flag = |name: &str, value: String| {
             argv.extend([format!("--{name}"), value]);
         };
-        let device = self.args.device.as_deref().unwrap_or(deployment.device);
-        flag("device", device.to_owned());
+        flag("device", self.device(deployment).to_owned());
         flag("load-format", "dummy".to_owned());
         flag("tensor-parallel-size", tensor.to_string());
         flag("pipeline-parallel-size", pipeline.to_string());
@@ -244,13 +301,10 @@ impl<'a> Lab<'a> {
             (LengthsFrom::Sharegpt, None) => flag("dataset-name", "synthetic-sharegpt".to_owned()),
             (LengthsFrom::Arxiv, None) => flag("dataset-name", "synthetic-arxiv".to_owned()),
         }
-        let num_prompts = match load.lengths {
-            LengthsFrom::Sharegpt | LengthsFrom::Arxiv => {
-                self.args.num_prompts.unwrap_or(load.num_prompts)
-            }
-            LengthsFrom::Fixed(..) | LengthsFrom::File(_) => load.num_prompts,
-        };
-        flag("num-prompts", num_prompts.to_string());
+        if let Some(blocks) = self.args.num_gpu_blocks_override {
+            flag("num-gpu-blocks-override", blocks.to_string());
+        }
+        flag("num-prompts", self.num_prompts(load).to_string());
         match load.arrivals {
             Arriving::AtOnce => flag("request-rate", "inf".to_owned()),
             Arriving::AsRecorded => flag("arrivals", "replay".to_owned()),
@@ -263,6 +317,19 @@ impl<'a> Lab<'a> {
         // Prompts that are alike would all be in the prefix cache.
         argv.push("--no-enable-prefix-caching".to_owned());
         argv
+    }
+
+    fn num_prompts(&self, load: &Load) -> usize {
+        if matches!(load.lengths, LengthsFrom::Fixed(..) | LengthsFrom::File(_)) {
+            return load.num_prompts;
+        }
+        let most = self.args.num_prompts.unwrap_or(load.num_prompts);
+        match (load.arrivals, self.args.window) {
+            (Arriving::Poisson(rate), Some(window)) => {
+                most.min((rate * window).ceil() as usize).max(1)
+            }
+            _ => most,
+        }
     }
 
     /// Keeps a table, and shows it if it is short.
@@ -289,8 +356,16 @@ impl<'a> Lab<'a> {
         fs::write(&path, text).with_context(|| format!("{} can't be written", path.display()))
     }
 
-    /// Says where everything is.
+    /// Says where everything is, and which of the user's names meant nothing.
     pub(super) fn close(self) {
+        let names = self.names.borrow();
+        for wanted in self.args.only.iter().filter(|wanted| !names.contains(*wanted)) {
+            let names: Vec<&str> = names.iter().map(|name| &**name).collect();
+            console::note(format_args!(
+                "--only: nothing is called {wanted}; there are {}",
+                names.join(", ")
+            ));
+        }
         console::note(format_args!("{} runs; results: {}", self.num_runs, self.output.display()));
     }
 }

@@ -97,7 +97,7 @@ fn capacities(lab: &mut Lab<'_>, comparison: &mut Table) -> Result<Chart> {
                 max_model_len: 8192,
                 limit: factor * base,
             };
-            found.push(search.capacity(lab, 0.8)?);
+            found.push(search.capacity(lab, 0.8)?.rate);
         }
         let sarathi = found.last().copied().unwrap_or_default();
         let mut theirs = theirs.into_iter();

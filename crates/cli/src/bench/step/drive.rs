@@ -1,7 +1,6 @@
 //! Sends requests to an engine and reads them as a server would.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use stallfree_core::{Request, SamplingParams, Slo, StopRules, Time, TokenId, TokenLogprob};
@@ -10,7 +9,7 @@ use stallfree_tokenizer::{Detokenizer, DetokenizerOptions, Tokenizer};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
-use crate::bench::cpu_time;
+use super::threads::CpuTimes;
 
 /// When steps were completed.
 #[derive(Clone, Debug, Default)]
@@ -48,8 +47,8 @@ pub(super) struct Outcome {
     pub(super) sent: Time,
     /// When each step was completed.
     pub(super) steps: Vec<Time>,
-    /// The CPU time of all threads: the engine's, the workers', the readers'.
-    pub(super) cpu_time: Duration,
+    /// The CPU time that it took.
+    pub(super) cpu_time: CpuTimes,
     pub(super) answers: Vec<Answer>,
 }
 
@@ -100,7 +99,7 @@ impl<'a> Driver<'a> {
         self.log.take();
         let sampling = Arc::new(SamplingParams { prompt_logprobs, ..SamplingParams::greedy() });
         let stop = StopRules { max_tokens, min_tokens: max_tokens, stop_token_ids: Vec::new() };
-        let cpu_before = cpu_time();
+        let cpu_before = CpuTimes::now();
         let sent = self.engine.now();
         let mut readers = JoinSet::new();
         for (index, prompt) in prompts.into_iter().enumerate() {
@@ -114,7 +113,7 @@ impl<'a> Driver<'a> {
         let mut answers = self.runtime.block_on(readers.join_all());
         answers.sort_by_key(|&(index, _)| index);
         let answers: Result<Vec<_>> = answers.into_iter().map(|(_, answer)| answer).collect();
-        let cpu_time = cpu_time() - cpu_before;
+        let cpu_time = CpuTimes::now() - cpu_before;
         Ok(Outcome { sent, steps: self.log.take(), cpu_time, answers: answers? })
     }
 }

@@ -1,5 +1,7 @@
 //! The kinds of rows.
 
+use std::fmt;
+
 use anyhow::{Context as _, Result, bail};
 use serde_json::json;
 use stallfree_core::Time;
@@ -9,9 +11,8 @@ use super::Measured;
 use super::drive::{Driver, Outcome};
 use super::floor::Floor;
 
-/// What stands over the rows.
-pub(super) const HEADER: &str =
-    "row                        ms      tokens/s   floor ms  of floor   CPU us  second computation";
+/// What stands over the rows: among others, microseconds of CPU time a step.
+pub(super) const HEADER: &str = "row                        ms      tokens/s   floor ms  of floor  engine  workers  readers  second computation";
 
 /// How many sequences of a decode row are computed a second time.
 const NUM_CHECKED: usize = 4;
@@ -70,23 +71,18 @@ impl Decode {
         }
         windows.sort_by(|a, b| a.median.total_cmp(&b.median));
         let Window { steps, seconds, median, cpu_us } = windows[windows.len() / 2];
-        let margin = last.map_or(Ok(f32::NAN), |outcome| second_computation(driver, &outcome))?;
+        let verdict = Verdict::on(driver, last.as_ref(), max_margin)?;
+        let [engine_us, workers_us, readers_us] = cpu_us;
         let mean = seconds / steps as f64;
         let floor = floor.map(|floor| floor.decode(batch, (context + len / 2) as f64));
-        let is_sound = margin <= max_margin;
         let name = format!("decode {batch} at {context}");
-        let verdict = if is_sound {
-            format!("confirms, margin {margin:.3}")
-        } else {
-            format!("DIFFERS, margin {margin:.3}")
-        };
         Ok(Measured {
             line: line(
                 &name,
                 median,
                 batch as f64 / median,
                 floor,
-                &format!("{cpu_us:>7.0}  {verdict}"),
+                &format!("{engine_us:>6.0} {workers_us:>8.0} {readers_us:>8.0}  {verdict}"),
             ),
             json: json!({
                 "batch": batch,
@@ -99,10 +95,12 @@ impl Decode {
                 "wall_s": seconds,
                 "floor_ms": floor.map(|floor| floor * 1e3),
                 "of_floor": floor.map(|floor| floor / median),
-                "cpu_us_step": cpu_us,
-                "worst_margin": margin,
+                "engine_cpu_us_step": engine_us,
+                "workers_cpu_us_step": workers_us,
+                "readers_cpu_us_step": readers_us,
+                "worst_margin": verdict.margin,
             }),
-            is_sound,
+            is_sound: verdict.is_sound,
         })
     }
 }
@@ -113,8 +111,8 @@ struct Window {
     seconds: f64,
     /// The median time from one step to the next.
     median: f64,
-    /// Microseconds of CPU time a step, of all threads and all steps.
-    cpu_us: f64,
+    /// Microseconds of CPU time a step: the engine's, its workers', the readers'; over all steps.
+    cpu_us: [f64; 3],
 }
 
 impl Window {
@@ -131,8 +129,29 @@ impl Window {
             steps: gaps.len().max(1),
             seconds: gaps.iter().sum(),
             median: gaps.get(gaps.len() / 2).copied().unwrap_or(f64::NAN),
-            cpu_us: outcome.cpu_time.as_secs_f64() * 1e6 / outcome.steps.len().max(1) as f64,
+            cpu_us: outcome.cpu_time.per_step(outcome.steps.len()),
         }
+    }
+}
+
+/// What a second computation says of a row's tokens.
+struct Verdict {
+    margin: f32,
+    is_sound: bool,
+}
+
+impl Verdict {
+    fn on(driver: &Driver<'_>, outcome: Option<&Outcome>, max_margin: f32) -> Result<Self> {
+        let margin = outcome.map_or(Ok(f32::NAN), |outcome| second_computation(driver, outcome))?;
+        // Not for a margin that is no number.
+        Ok(Self { margin, is_sound: margin <= max_margin })
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = if self.is_sound { "confirms" } else { "DIFFERS" };
+        write!(f, "{word}, margin {:.3}", self.margin)
     }
 }
 
@@ -179,10 +198,11 @@ impl Prefill {
         &self,
         driver: &mut Driver<'_>,
         repeats: usize,
-        floor: Option<&Floor>,
+        (floor, max_margin): (Option<&Floor>, f32),
     ) -> Result<Measured> {
         let Self { count, len } = *self;
         let mut times = Vec::new();
+        let mut last = None;
         // The first run of a shape chooses algorithms, which serving does once.
         for run in 0..=repeats.max(1) {
             let prompts = (0..count).map(|_| driver.prompt(len)).collect();
@@ -191,13 +211,21 @@ impl Prefill {
             if run > 0 {
                 times.push((done.unwrap_or(outcome.sent) - outcome.sent).as_secs_f64());
             }
+            last = Some(outcome);
         }
+        let verdict = Verdict::on(driver, last.as_ref(), max_margin)?;
         times.sort_by(f64::total_cmp);
         let median = times[times.len() / 2];
         let rate = (count * len) as f64 / median;
         let floor = floor.map(|floor| floor.prefill(count, len));
         Ok(Measured {
-            line: line(&format!("prefill {count}x{len}"), median, rate, floor, ""),
+            line: line(
+                &format!("prefill {count}x{len}"),
+                median,
+                rate,
+                floor,
+                &format!("{:>24}  {verdict}", ""),
+            ),
             json: json!({
                 "batch": count,
                 "len": len,
@@ -207,8 +235,9 @@ impl Prefill {
                 "tok_s": rate,
                 "floor_s": floor,
                 "of_floor": floor.map(|floor| floor / median),
+                "worst_margin": verdict.margin,
             }),
-            is_sound: true,
+            is_sound: verdict.is_sound,
         })
     }
 }
@@ -223,7 +252,7 @@ impl Mix {
     const PROMPT: std::ops::RangeInclusive<u64> = 128..=896;
     const ANSWER: usize = 256;
 
-    pub(super) fn measure(&self, driver: &mut Driver<'_>) -> Result<Measured> {
+    pub(super) fn measure(&self, driver: &mut Driver<'_>, max_margin: f32) -> Result<Measured> {
         let spread = Self::PROMPT.end() - Self::PROMPT.start() + 1;
         let prompts: Vec<_> = (0..self.num_requests)
             .map(|_| {
@@ -238,9 +267,10 @@ impl Mix {
         let seconds = (done.unwrap_or(outcome.sent) - outcome.sent).as_secs_f64();
         let total = (inputs + outputs) as f64 / seconds;
         let name = format!("mix of {}", self.num_requests);
-        let made = format!("{:.0} of these produced", outputs as f64 / seconds);
+        let verdict = Verdict::on(driver, Some(&outcome), max_margin)?;
+        let made = format!("{verdict}; {:.0} of these tokens/s produced", outputs as f64 / seconds);
         Ok(Measured {
-            line: line(&name, seconds, total, None, &format!("{:>7}  {made}", "")),
+            line: line(&name, seconds, total, None, &format!("{:>24}  {made}", "")),
             json: json!({
                 "n": self.num_requests,
                 "in_tokens": inputs,
@@ -249,8 +279,9 @@ impl Mix {
                 "total_tok_s": total,
                 "out_tok_s": outputs as f64 / seconds,
                 "req_s": self.num_requests as f64 / seconds,
+                "worst_margin": verdict.margin,
             }),
-            is_sound: true,
+            is_sound: verdict.is_sound,
         })
     }
 }
