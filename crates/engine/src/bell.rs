@@ -62,35 +62,35 @@ impl fmt::Debug for Bell {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc::SyncSender;
+    use std::sync::mpsc::sync_channel;
     use std::task::Wake;
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     use super::*;
 
-    #[derive(Default)]
-    struct Count(AtomicUsize);
+    const PATIENCE: Duration = Duration::from_secs(10);
 
-    impl Wake for Count {
+    struct Reader(SyncSender<()>);
+
+    impl Wake for Reader {
         fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::SeqCst);
+            self.0.try_send(()).expect("no more wakes than readers");
         }
     }
 
     fn check(mut bell: Bell, readers: usize, rings: bool) {
-        let count = Arc::new(Count::default());
+        let (woken, wakes) = sync_channel(readers);
+        let reader = Arc::new(Reader(woken));
         for _ in 0..readers {
-            bell.add(Waker::from(Arc::clone(&count)));
+            bell.add(Waker::from(Arc::clone(&reader)));
         }
         if rings {
             bell.ring();
         }
-        drop(bell);
-        let patience = Instant::now() + Duration::from_secs(10);
-        while count.0.load(Ordering::SeqCst) < readers && Instant::now() < patience {
-            thread::yield_now();
-        }
-        assert_eq!(count.0.load(Ordering::SeqCst), readers, "{readers} readers, rung: {rings}");
+        drop((bell, reader));
+        let count = std::iter::from_fn(|| wakes.recv_timeout(PATIENCE).ok()).count();
+        assert_eq!(count, readers, "rung: {rings}");
     }
 
     #[test]
