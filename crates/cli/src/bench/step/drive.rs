@@ -9,7 +9,7 @@ use stallfree_tokenizer::{Detokenizer, DetokenizerOptions, Tokenizer};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
-use super::threads::CpuTimes;
+use super::threads::{CpuTimes, Meter};
 
 /// When steps were completed.
 #[derive(Clone, Debug, Default)]
@@ -47,7 +47,7 @@ pub(super) struct Outcome {
     pub(super) sent: Time,
     /// When each step was completed.
     pub(super) steps: Vec<Time>,
-    /// The CPU time that it took.
+    /// The CPU time that steps took while all were decoding.
     pub(super) cpu_time: CpuTimes,
     pub(super) answers: Vec<Answer>,
 }
@@ -99,7 +99,7 @@ impl<'a> Driver<'a> {
         self.log.take();
         let sampling = Arc::new(SamplingParams { prompt_logprobs, ..SamplingParams::greedy() });
         let stop = StopRules { max_tokens, min_tokens: max_tokens, stop_token_ids: Vec::new() };
-        let cpu_before = CpuTimes::now();
+        let meter = Arc::new(Meter::new(prompts.len()));
         let sent = self.engine.now();
         let mut readers = JoinSet::new();
         for (index, prompt) in prompts.into_iter().enumerate() {
@@ -107,14 +107,14 @@ impl<'a> Driver<'a> {
             let (priority, slo) = (0, Slo::default());
             let request = Request { prompt: prompt.clone(), sampling, stop, priority, slo };
             let stream = self.engine.submit(request)?;
-            let reader = read(stream, prompt, Arc::clone(&self.tokenizer));
+            let reader = read(stream, prompt, Arc::clone(&self.tokenizer), Arc::clone(&meter));
             readers.spawn_on(async move { (index, reader.await) }, self.runtime.handle());
         }
         let mut answers = self.runtime.block_on(readers.join_all());
         answers.sort_by_key(|&(index, _)| index);
         let answers: Result<Vec<_>> = answers.into_iter().map(|(_, answer)| answer).collect();
-        let cpu_time = CpuTimes::now() - cpu_before;
-        Ok(Outcome { sent, steps: self.log.take(), cpu_time, answers: answers? })
+        let (steps, cpu_time) = (self.log.take(), meter.measured());
+        Ok(Outcome { sent, steps, cpu_time, answers: answers? })
     }
 }
 
@@ -122,6 +122,7 @@ async fn read(
     mut stream: OutputStream,
     prompt: Vec<TokenId>,
     tokenizer: Arc<Tokenizer>,
+    meter: Arc<Meter>,
 ) -> Result<Answer> {
     let mut text = Detokenizer::after_prompt(tokenizer, DetokenizerOptions::default(), &prompt);
     let mut answer = Answer { prompt, tokens: Vec::new(), prompt_logprobs: Vec::new() };
@@ -129,12 +130,16 @@ async fn read(
         if let Some(error) = output.error {
             return Err(anyhow!("the engine failed: {error}"));
         }
+        if answer.tokens.is_empty() && !output.tokens.is_empty() {
+            meter.begin();
+        }
         for token in output.tokens {
             text.push(token.token);
             answer.tokens.push((token.token, token.at));
         }
         answer.prompt_logprobs.extend(output.prompt_logprobs);
     }
+    meter.end();
     Ok(answer)
 }
 

@@ -111,7 +111,7 @@ struct Window {
     seconds: f64,
     /// The median time from one step to the next.
     median: f64,
-    /// Microseconds of CPU time a step: the engine's, its workers', the readers'; over all steps.
+    /// Microseconds of CPU time a step: the engine's, its workers', the readers'.
     cpu_us: [f64; 3],
 }
 
@@ -129,7 +129,7 @@ impl Window {
             steps: gaps.len().max(1),
             seconds: gaps.iter().sum(),
             median: gaps.get(gaps.len() / 2).copied().unwrap_or(f64::NAN),
-            cpu_us: outcome.cpu_time.per_step(outcome.steps.len()),
+            cpu_us: outcome.cpu_time.per_step(gaps.len()),
         }
     }
 }

@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::ops::Sub;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::bench::cpu_time;
@@ -42,6 +44,45 @@ impl Sub for CpuTimes {
             workers: self.workers.saturating_sub(before.workers),
             others: self.others.saturating_sub(before.others),
         }
+    }
+}
+
+/// What is computed between the moment when all readers have begun and that when the first has ended: while they decode.
+#[derive(Debug)]
+pub(super) struct Meter {
+    num_readers: usize,
+    num_begun: AtomicUsize,
+    /// Before and after.
+    marks: Mutex<[Option<CpuTimes>; 2]>,
+}
+
+impl Meter {
+    pub(super) fn new(num_readers: usize) -> Self {
+        Self { num_readers, num_begun: AtomicUsize::new(0), marks: Mutex::default() }
+    }
+
+    /// Takes note that a reader has its first token.
+    pub(super) fn begin(&self) {
+        if self.num_begun.fetch_add(1, Ordering::Relaxed) + 1 == self.num_readers {
+            self.mark(0);
+        }
+    }
+
+    /// Takes note that a reader has its last token.
+    pub(super) fn end(&self) {
+        self.mark(1);
+    }
+
+    fn mark(&self, place: usize) {
+        let mut marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
+        marks[place] = marks[place].or_else(|| Some(CpuTimes::now()));
+    }
+
+    /// Returns what was computed; nothing, if they never decoded all at once.
+    pub(super) fn measured(&self) -> CpuTimes {
+        let marks = *self.marks.lock().unwrap_or_else(PoisonError::into_inner);
+        let [Some(before), Some(after)] = marks else { return CpuTimes::default() };
+        after - before
     }
 }
 
