@@ -12,7 +12,7 @@ use stallfree_bench::{RequestRecord, Summary};
 use crate::bench::results::About;
 use crate::bench::run::{Ran, RunArgs};
 
-/// Everything of a run but its batches.
+/// Everything of a run but its batches, its requests' stages and objectives.
 #[derive(Serialize, Deserialize)]
 struct Kept {
     command: String,
