@@ -105,7 +105,7 @@ pub(super) fn gate(
     let reach = Reach::open(args.listen.ip(), ports, agent, None)?;
     Ok(GateConfig {
         listener,
-        agreement: agreement(checkpoint, config),
+        agreement: agreement(checkpoint, config)?,
         separates: args.separates,
         kv_address: reach.server.address().to_bytes(),
         neighbours: Arc::new(reach),
@@ -113,9 +113,10 @@ pub(super) fn gate(
     })
 }
 
-fn agreement(checkpoint: &Checkpoint, config: &InstanceConfig) -> Agreement {
-    Agreement {
-        model: checkpoint.describe(),
+fn agreement(checkpoint: &Checkpoint, config: &InstanceConfig) -> Result<Agreement> {
+    let (description, weights) = (checkpoint.describe(), checkpoint.fingerprint()?);
+    Ok(Agreement {
+        model: format!("{description}, weights {weights:016x}"),
         vocab_size: checkpoint.config().vocab_size,
         block_size: config.block_size,
         kv_type: match &config.device {
@@ -123,7 +124,7 @@ fn agreement(checkpoint: &Checkpoint, config: &InstanceConfig) -> Agreement {
             DeviceConfig::Cuda(_) => "on a GPU".to_owned(),
             DeviceConfig::Sim(_) => "simulated".to_owned(),
         },
-    }
+    })
 }
 
 /// Runs an instance until its server ends or this process is told to.
@@ -143,7 +144,7 @@ pub(crate) fn run(args: &InstanceArgs, environment: &Environment) -> Result<()> 
     tracing::info!("Joining the server at {}", args.joining.join);
     let joined = stallfree_cluster::join(&JoinConfig {
         server: args.joining.join.clone(),
-        agreement: agreement(&checkpoint, &config),
+        agreement: agreement(&checkpoint, &config)?,
         role: args.joining.role.into(),
         kv_address: reach.server.address().to_bytes(),
         neighbours: Arc::new(reach),

@@ -3,12 +3,13 @@
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::Child;
+use std::process::{Child, Command};
 use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use stallfree_core::{Clock as _, WallClock};
+use stallfree_models::tiny::TinyModel;
 use tempfile::{NamedTempFile, TempDir};
 
 use crate::server::{Server, stallfree, tiny_model};
@@ -43,6 +44,11 @@ impl Far {
 
     fn log(&self) -> String {
         std::fs::read_to_string(self.1.path()).expect("its log")
+    }
+
+    fn signal(&self, name: &str) {
+        let kill = Command::new("kill").args(["-s", name, &self.0.id().to_string()]).status();
+        assert!(kill.is_ok_and(|status| status.success()), "kill -s {name}");
     }
 
     /// Sends SIGKILL.
@@ -205,6 +211,25 @@ fn clients_get_every_token_once_whichever_process_is_killed() {
     }
 }
 
+/// One that hangs keeps its connection, but says nothing.
+#[test]
+fn an_instance_that_hangs_is_lost_and_ends_once_it_hears_so() {
+    let expected = &undisturbed()[..2];
+    let mut world = World::start(&["mixed", "mixed"], &[]);
+    let mut streams: Vec<_> = expected.iter().map(|(body, _)| world.ask(body)).collect();
+    let first: Vec<_> = streams.iter_mut().map(|stream| next(stream).expect("a token")).collect();
+    world.far[0].signal("STOP");
+    world.server.wait_for("it has said nothing for");
+    for ((stream, first), (_, expected)) in streams.iter_mut().zip(first).zip(expected) {
+        assert_eq!(&[first, rest(stream)].concat(), expected);
+    }
+    world.far[0].signal("CONT");
+    assert_eq!(world.far[0].0.wait().expect("it ends").code(), Some(1));
+    let log = world.far[0].log();
+    assert!(log.contains("the server is lost"), "{log}");
+    world.wait_until_empty();
+}
+
 #[test]
 fn blocks_come_back_from_clients_that_leave_at_any_time() {
     let world = World::start(&["prefill", "decode"], &[]);
@@ -269,16 +294,22 @@ fn kv_goes_over_nixl() {
 #[test]
 fn an_instance_that_does_not_belong_says_why() {
     let world = World::start(&["mixed"], &[]);
-    let check = |flags: &[&str], words: &str| {
+    let own = world.model.path();
+    let check = |model: &Path, flags: &[&str], words: &str| {
         let mut command = stallfree();
-        command.arg("instance").arg(world.model.path()).args(ENGINE);
+        command.arg("instance").arg(model).args(ENGINE);
         let output = command.args(flags).output().expect("the binary starts");
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success() && error.contains(words), "{flags:?}: {error}");
     };
     let join = format!("--join=127.0.0.1:{}", world.port);
-    check(&[&join, "--block-size=8"], "--block-size: 8 there, 16 at the server");
-    check(&[&join, "--dtype=float32"], "KV cache: F32");
-    check(&[&join, "--role=decode"], "start it with --mode distserve");
-    check(&["--join=nowhere"], "--join nowhere");
+    // Of the same sizes, but with other weights.
+    let other = TempDir::new().expect("a folder");
+    let tiny = TinyModel { seed: 1, ..TinyModel::new("LlamaForCausalLM") };
+    tiny.write(other.path()).expect("a tiny model");
+    check(other.path(), &[&join], "model: LlamaForCausalLM");
+    check(own, &[&join, "--block-size=8"], "--block-size: 8 there, 16 at the server");
+    check(own, &[&join, "--dtype=float32"], "KV cache: F32");
+    check(own, &[&join, "--role=decode"], "start it with --mode distserve");
+    check(own, &["--join=nowhere"], "--join nowhere");
 }
