@@ -30,6 +30,9 @@ use crate::Role;
 /// How long to wait before another attempt to connect.
 const RETRY: Duration = Duration::from_millis(200);
 
+/// How long others may take to fetch what an instance has that is told to stop; they compute the rest again.
+const LEAVING: Duration = Duration::from_secs(30);
+
 /// How an instance joins a server.
 #[derive(Clone)]
 pub struct JoinConfig {
@@ -252,7 +255,10 @@ impl Obeying {
                 Command::Resume { seq: Box::new(seq), until }
             }
             OrderKind::Cancel(seq) => Command::Cancel(SeqId(seq)),
-            OrderKind::LeaveAll(()) => Command::LeaveAll,
+            OrderKind::LeaveAll(()) => {
+                self.uplink.leave_all();
+                Command::LeaveAll
+            }
             OrderKind::Release(seq) => Command::Release(SeqId(seq)),
             OrderKind::Offer(offer) => Command::Offer(convert::offer_in(offer)),
             OrderKind::Retract(seq) => Command::Retract(SeqId(seq)),
@@ -273,7 +279,7 @@ impl Joined {
     }
 
     /// Runs what the server gives, on an engine whose executor knows its number and `leases`, until the server ends or `stop` completes:
-    /// then others take on what runs here.
+    /// then others fetch what is here, and go on.
     ///
     /// # Errors
     /// The server or the engine is lost, or the system refuses a thread.
@@ -309,6 +315,12 @@ impl Joined {
                     None => (&mut listening).await.map_err(io::Error::other)?,
                 },
                 () = stop => {
+                    uplink.tell(NewsKind::Leaving(()));
+                    tokio::select! {
+                        // The server may end, too.
+                        _ = &mut listening => {}
+                        _ = timeout(LEAVING, empty(&uplink)) => {}
+                    }
                     uplink.end("it was told to stop");
                     let _sent = timeout(SILENCE, &mut sending).await;
                     Ok(())
@@ -322,6 +334,13 @@ impl Joined {
             });
         }
         ended
+    }
+}
+
+/// Waits until others have all that was here.
+async fn empty(uplink: &Uplink) {
+    while !uplink.is_empty() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

@@ -71,7 +71,7 @@ pub(crate) enum OrderKind {
 
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct News {
-    #[prost(oneof = "NewsKind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "NewsKind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
     pub(crate) kind: Option<NewsKind>,
 }
 
@@ -102,6 +102,9 @@ pub(crate) enum NewsKind {
     /// What was offered of this sequence does not come.
     #[prost(uint64, tag = "9")]
     TakeBack(u64),
+    /// It is to end, once others have what it has.
+    #[prost(message, tag = "10")]
+    Leaving(()),
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use stallfree_core::{InstanceId, SeqId, SeqMap};
 use stallfree_engine::{
-    Command, EngineInfo, EngineStats, HandedOver, Health, Peers as _, PromptLimits, SeqOutput,
-    SubmitError,
+    Command, EngineInfo, EngineStats, HandedOver, Health, InstanceChange, Peers as _, PromptLimits,
+    SeqOutput, SubmitError,
 };
 use tokio::sync::{Notify, mpsc};
 
@@ -43,6 +43,8 @@ struct State {
     /// Why it takes nothing: it is not there yet, or lost.
     absent: Option<String>,
     is_draining: bool,
+    /// Whether its process is to end.
+    leaves: bool,
 }
 
 impl RemoteInstance {
@@ -61,6 +63,7 @@ impl RemoteInstance {
             load: Load::default(),
             absent: Some(format!("instance {id} is still loading the model")),
             is_draining: false,
+            leaves: false,
         };
         let state = Mutex::new(state);
         Self { id, orders, switchboard, max_waiting, state, overrun: Notify::new() }
@@ -102,6 +105,7 @@ impl RemoteInstance {
             NewsKind::Offer(offer) => self.link().offer(convert::offer_in(offer)),
             NewsKind::TakeBack(seq) => self.link().take_back(SeqId(seq)),
             NewsKind::Account(account) => self.link().report(convert::account_in(&account)),
+            NewsKind::Leaving(()) => self.leave(),
             NewsKind::Lost(reason) => return Err(reason),
             NewsKind::Hello(_) | NewsKind::Ready(_) => {
                 return Err("it says out of turn who it is".to_owned());
@@ -155,11 +159,21 @@ impl RemoteInstance {
         self.link().release(&lease);
     }
 
+    /// Has others go on with what it has: its process is to end.
+    fn leave(&self) {
+        tracing::info!("Instance {} leaves; others go on with what it has", self.id);
+        self.lock().leaves = true;
+        if let Some(switchboard) = self.switchboard.upgrade() {
+            let draining = InstanceChange { draining: Some(true), ..InstanceChange::default() };
+            switchboard.change(self.id, draining);
+        }
+    }
+
     /// Gives the instance up: others take on what it had. Later calls change nothing.
     pub(crate) fn lose(&self, reason: &str) {
         let mut state = self.lock();
         let reason = format!("instance {} is lost: {reason}", self.id);
-        let was_there = state.absent.is_none();
+        let (was_there, leaves) = (state.absent.is_none(), state.leaves);
         state.absent = Some(reason.clone());
         let gone = EngineStats {
             num_blocks: 0,
@@ -176,7 +190,9 @@ impl RemoteInstance {
             // Nothing of it is to come back here.
             switchboard.board().directory.lose(self.id);
         }
-        if was_there {
+        if leaves && seqs.is_empty() {
+            tracing::info!("Instance {} has left", self.id);
+        } else if was_there {
             tracing::error!("{reason}; others take on its {} sequences", seqs.len());
         } else {
             tracing::warn!("{reason}, before it was ready");

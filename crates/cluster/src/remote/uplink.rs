@@ -32,6 +32,8 @@ struct State {
     /// How many sequences came.
     num_taken: u64,
     engine: Option<Weak<ThreadedEngine>>,
+    /// Whether the engine was told to leave everything to others.
+    has_left: bool,
     /// Why there will be nothing more.
     ended: Option<String>,
 }
@@ -62,6 +64,23 @@ impl Uplink {
     /// Reports on this engine from now on.
     pub(crate) fn report_on(&self, engine: &Arc<ThreadedEngine>) {
         self.lock().engine = Some(Arc::downgrade(engine));
+    }
+
+    /// Takes note that the engine was told to leave everything to others.
+    pub(crate) fn leave_all(&self) {
+        self.lock().has_left = true;
+    }
+
+    /// Returns whether others have all that was here.
+    pub(crate) fn is_empty(&self) -> bool {
+        let state = self.lock();
+        let engine = state.engine.as_ref().and_then(Weak::upgrade);
+        let is_empty = state.has_left && state.streams.is_empty();
+        drop(state);
+        // Blocks that are kept until they are fetched count among the used ones.
+        let stats = engine.map(|engine| engine.stats()).unwrap_or_default();
+        let rest = (stats.num_running, stats.num_waiting, stats.num_used_blocks);
+        is_empty && rest == (0, 0, 0)
     }
 
     /// Ends: the server is told why, after everything else.
