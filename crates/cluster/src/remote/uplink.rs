@@ -1,7 +1,7 @@
 //! What an instance has for its server: outputs and hand-overs, in the order in which its engine told them, a message a step.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll, Waker};
 
 use stallfree_core::{KvLease, KvOffer, SeqId, SeqMap};
 use stallfree_engine::{
@@ -24,10 +24,8 @@ pub(crate) struct Uplink {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The readers' ends of what runs here.
+    /// The readers' ends of what runs here. All of them are looked at after a step, so that nobody has to be woken.
     streams: SeqMap<OutputStream>,
-    /// Those with output.
-    ready: Vec<SeqId>,
     news: Vec<News>,
     /// How many sequences came.
     num_taken: u64,
@@ -45,13 +43,11 @@ impl Uplink {
     }
 
     /// Makes a sequence's output go up from here.
-    pub(crate) fn open(self: &Arc<Self>, id: SeqId) -> OutputSender {
+    pub(crate) fn open(&self, id: SeqId) -> OutputSender {
         let (output, stream) = output_stream(id, || ());
         let mut state = self.lock();
         state.num_taken += 1;
         state.streams.insert(id, stream);
-        // Registers to be woken.
-        self.take_output(&mut state, id);
         output
     }
 
@@ -89,24 +85,8 @@ impl Uplink {
         self.told.notify_one();
     }
 
-    /// Moves a sequence's output to the news.
-    fn take_output(self: &Arc<Self>, state: &mut State, id: SeqId) {
-        let Some(stream) = state.streams.get_mut(&id) else { return };
-        let waker = Waker::from(Arc::new(Ready { uplink: Arc::downgrade(self), id }));
-        let mut cx = Context::from_waker(&waker);
-        let mut ends = false;
-        while let Poll::Ready(output) = stream.poll_next(&mut cx) {
-            let Some(output) = output else { break };
-            ends |= output.finished.is_some() || output.error.is_some();
-            state.news.push(output_news(id, output));
-        }
-        if ends {
-            state.streams.remove(&id);
-        }
-    }
-
     /// Takes all that there is to send; and why it is the last, if it is.
-    fn drain(self: &Arc<Self>) -> (Vec<News>, Option<Report>, Option<String>) {
+    fn drain(&self) -> (Vec<News>, Option<Report>, Option<String>) {
         let (engine, num_taken) = {
             let state = self.lock();
             (state.engine.as_ref().and_then(Weak::upgrade), state.num_taken)
@@ -114,9 +94,7 @@ impl Uplink {
         let report = engine.as_ref().map(|engine| report(engine, num_taken));
         let health = engine.as_ref().map(|engine| engine.health());
         let mut state = self.lock();
-        for id in std::mem::take(&mut state.ready) {
-            self.take_output(&mut state, id);
-        }
+        state.take_outputs();
         if let Some(Health::Dead(reason)) = health {
             state.ended.get_or_insert(reason);
         }
@@ -148,6 +126,27 @@ impl Uplink {
     }
 }
 
+impl State {
+    /// Moves all that readers are to get to the news.
+    fn take_outputs(&mut self) {
+        let Self { streams, news, .. } = self;
+        streams.retain(|&id, stream| {
+            let Some(output) = output_of(stream) else { return true };
+            let ends = output.finished.is_some() || output.error.is_some();
+            news.push(output_news(id, output));
+            !ends
+        });
+    }
+}
+
+/// Returns what a reader is to get, if there is anything.
+fn output_of(stream: &mut OutputStream) -> Option<SeqOutput> {
+    match stream.poll_next(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(output) => output,
+        Poll::Pending => None,
+    }
+}
+
 fn output_news(id: SeqId, output: SeqOutput) -> News {
     News { kind: Some(NewsKind::Output(Box::new(convert::output_out(id, output)))) }
 }
@@ -161,20 +160,6 @@ fn report(engine: &ThreadedEngine, num_taken: u64) -> Report {
     convert::report_out(&engine.stats(), load)
 }
 
-/// Takes note that a sequence has output.
-struct Ready {
-    uplink: Weak<Uplink>,
-    id: SeqId,
-}
-
-impl Wake for Ready {
-    fn wake(self: Arc<Self>) {
-        if let Some(uplink) = self.uplink.upgrade() {
-            uplink.lock().ready.push(self.id);
-        }
-    }
-}
-
 /// The other instances, as the engine of this process sees them: all of them are beyond the server.
 #[derive(Debug)]
 pub(crate) struct Beyond(pub(crate) Arc<Uplink>);
@@ -184,8 +169,10 @@ impl Peers for Beyond {
         let uplink = &self.0;
         let mut state = uplink.lock();
         // First what its reader is to get before others go on.
-        uplink.take_output(&mut state, seq.id);
-        state.streams.remove(&seq.id);
+        let mut stream = state.streams.remove(&seq.id);
+        if let Some(output) = stream.as_mut().and_then(output_of) {
+            state.news.push(output_news(seq.id, output));
+        }
         match lost {
             // The server knows the sequence; that this instance is lost says all.
             Some(reason) => {
@@ -228,7 +215,7 @@ impl Peers for Beyond {
 
     fn told_all(&mut self) {
         let state = self.0.lock();
-        if !state.news.is_empty() || !state.ready.is_empty() {
+        if !state.news.is_empty() || !state.streams.is_empty() {
             self.0.told.notify_one();
         }
     }
