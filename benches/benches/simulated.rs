@@ -9,7 +9,7 @@ use stallfree_bench::run::{Detail, Recorder, RunConfig, in_virtual_time};
 use stallfree_bench::workload::{Arrivals, Source, StandIn};
 use stallfree_bench::{WorkloadConfig, metrics::SummaryConfig};
 use stallfree_core::Executor as _;
-use stallfree_engine::{Engine, EngineInfo};
+use stallfree_engine::{Engine, EngineInfo, Replay};
 use stallfree_scheduler::{Planner, SchedulerConfig};
 use stallfree_sim::{Calibration, KvRoom, ModelShape, Parallel, SimConfig, SimExecutor};
 
@@ -71,7 +71,8 @@ impl Load {
         };
         let workload = workload.generate().expect("a workload");
         let run = RunConfig::exact(64_000);
-        let outcome = in_virtual_time(engine, &workload, &run, &recorder, &mut |_| {});
+        let outcome =
+            in_virtual_time(&mut Replay::new(engine), &workload, &run, &recorder, &mut |_| {});
         Summary::new(&outcome.requests, SummaryConfig::default())
     }
 }

@@ -1,7 +1,7 @@
 //! What is known of each request and each batch after a run.
 
 use serde::{Deserialize, Serialize};
-use stallfree_core::{BatchId, SeqId, Slo};
+use stallfree_core::{BatchId, InstanceId, SeqId, Slo};
 use stallfree_engine::Stages;
 
 /// What became of a request.
@@ -102,7 +102,9 @@ impl RequestRecord {
 /// A completed batch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BatchRecord {
-    /// Its number.
+    /// Which instance computed it.
+    pub instance: InstanceId,
+    /// Its number there.
     pub id: BatchId,
     /// When the device began with it.
     pub started: f64,

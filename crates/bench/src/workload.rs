@@ -16,7 +16,7 @@ use stallfree_core::Slo;
 pub use arrivals::{Arrivals, RampShape};
 pub use lengths::{Lengths, Power};
 pub use prompt::{Prompt, PromptTokens};
-pub use stand_in::{ARXIV, LONGBENCH, MOONCAKE, SHAREGPT, StandIn};
+pub use stand_in::{ARXIV, LONGBENCH, LONGBENCH_2K, MOONCAKE, SHAREGPT, SHAREGPT_2K, StandIn};
 pub use trace::{CountTokens, Trace, TraceRow};
 
 use crate::{Error, Result};
@@ -179,6 +179,12 @@ impl WorkloadConfig {
 }
 
 impl Workload {
+    /// Promises `slo` to every request that is promised nothing.
+    pub fn promise(&mut self, slo: Slo) {
+        let unpromised = self.items.iter_mut().filter(|item| item.slo == Slo::default());
+        unpromised.for_each(|item| item.slo = slo);
+    }
+
     /// Gives every prompt other tokens, so that a server's prefix cache finds nothing of an earlier run; lengths, times, and what
     /// prompts share stay as they are.
     pub fn redraw_prompts(&mut self, seed: u64) {

@@ -10,7 +10,7 @@ use stallfree_bench::run::{
 use stallfree_bench::workload::{Arrivals, Lengths, Source};
 use stallfree_bench::{RunFolder, Summary, Workload, WorkloadConfig};
 use stallfree_core::WallClock;
-use stallfree_engine::{Engine, EngineInfo, ThreadedEngine};
+use stallfree_engine::{Engine, EngineInfo, Replay, ThreadedEngine};
 use stallfree_scheduler::{Planner, SchedulerConfig};
 use stallfree_testkit::{MockConfig, MockExecutor, Pace, VOCAB_SIZE};
 
@@ -64,7 +64,7 @@ fn virtual_run(policy: &str, arrivals: Arrivals, max_concurrency: Option<usize>)
         last = progress.done;
     };
     let run = run_config(max_concurrency);
-    in_virtual_time(engine, &workload(arrivals), &run, &recorder, &mut progress)
+    in_virtual_time(&mut Replay::new(engine), &workload(arrivals), &run, &recorder, &mut progress)
 }
 
 fn check(outcome: &RunOutcome, workload: &Workload) {

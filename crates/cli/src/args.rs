@@ -18,6 +18,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::bench::BenchArgs;
 use crate::calibrate::CalibrateArgs;
+use crate::plan::PlanArgs;
 
 pub(crate) use deployment::{DeploymentArgs, Mode, Overrides, ReplicaSpec};
 pub(crate) use doctor::{DoctorArgs, LibraryName};
@@ -49,6 +50,8 @@ pub(crate) enum Command {
     Chat(Box<ChatArgs>),
     /// Measure a server or an engine: latencies, stalls, capacity
     Bench(Box<BenchArgs>),
+    /// Find out which instances to make of some GPUs, by simulation
+    Plan(Box<PlanArgs>),
     /// Measure steps on this machine, and write what --device sim:FILE predicts them from
     Calibrate(Box<CalibrateArgs>),
     /// List the scheduling policies, their papers and their settings

@@ -13,6 +13,7 @@ mod sweep;
 mod workload;
 
 pub(crate) use progress::RunProgress;
+pub(crate) use workload::{Rate, WorkloadArgs, count_tokens};
 
 use std::time::Duration;
 

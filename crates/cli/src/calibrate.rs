@@ -58,6 +58,7 @@ struct FitArgs {
 
 /// Where the search for factors begins.
 const START: Factors = Factors {
+    overlap: 1.0,
     linear: 0.8,
     tile: 128,
     memory: 0.8,

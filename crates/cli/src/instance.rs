@@ -1,9 +1,11 @@
 //! A running engine with its model: opens the files, reads tokenizer and template, loads the weights, starts the thread.
 
 mod joining;
+mod members;
 mod simulation;
 
 pub(crate) use joining::run;
+pub(crate) use members::{Member, in_virtual_time, members, on_threads};
 pub(crate) use simulation::sizes;
 
 use std::path::Path;
@@ -11,9 +13,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use stallfree_cluster::{Cluster, ClusterConfig, GateConfig, Role, Start};
-use stallfree_core::{Clock, Executor, InstanceId, LeaseBook, WallClock};
-use stallfree_engine::{Engine, EngineHandle, EngineInfo, StepObserver, ThreadedEngine};
+use stallfree_cluster::Role;
+use stallfree_core::{Clock as _, Executor, WallClock};
+use stallfree_engine::{Engine, EngineHandle, EngineInfo, StepObserver};
 use stallfree_kernels::cpu::CpuConfig;
 use stallfree_models::{
     Checkpoint, GenerationDefaults, GgufTokenizer, LoadOptions, SpecialTokens, TokenizerSource,
@@ -30,6 +32,7 @@ use crate::config::{
     TokenizerFrom, WeightsFrom,
 };
 use crate::console;
+use members::Seat;
 
 /// How long processes wait for each other: some may have to load a model from far away first.
 const NODE_PATIENCE: Duration = Duration::from_secs(600);
@@ -96,6 +99,10 @@ pub(crate) struct Built {
 /// The model can't be read or is not supported, or the machine is too small for it.
 pub(crate) fn start(path: &Path, name: &str, config: &DeploymentConfig) -> Result<Instance> {
     let clock = WallClock::start();
+    let mut metrics: Option<Arc<Metrics>> = None;
+    let mut observe = |_, scheduler: &SchedulerConfig| {
+        metrics.get_or_insert_with(|| Metrics::new(name, scheduler.max_model_len)).observer()
+    };
     let checkpoint = open(path, config.base.weights)?;
     tracing::info!("Model {name}: {}", checkpoint.describe());
     let (opened, ports) = (clock.now(), Ports::default());
@@ -110,12 +117,12 @@ pub(crate) fn start(path: &Path, name: &str, config: &DeploymentConfig) -> Resul
             companions(&checkpoint, &config.base)
                 .map(|companions| (companions, clock.now() - started))
         });
-        let built = build_all(&checkpoint, path, name, config, &ports);
+        let built = members::members_of(Some(&checkpoint), path, config, &ports, &mut observe);
         (companions.join(), built)
     });
     let (companions, tokenizer_time) =
         companions.map_err(|_| anyhow::anyhow!("reading the tokenizer panicked"))??;
-    let (metrics, members) = built?;
+    let members = built?;
     let (texts, vocab_size) = (companions.tokenizer.vocab_size(), checkpoint.config().vocab_size);
     if texts > vocab_size {
         bail!(
@@ -128,70 +135,16 @@ pub(crate) fn start(path: &Path, name: &str, config: &DeploymentConfig) -> Resul
         ("read tokenizer (beside the next)", tokenizer_time),
     ];
     let mut reports = Vec::new();
-    let mut starts = Vec::new();
-    for (member, (role, config)) in members.into_iter().zip(&config.instances) {
-        let Member { built, leases } = member;
-        let Built { engine, worker, scheduler, .. } = built;
+    for (Member { role, built, .. }, (_, config)) in members.iter().zip(&config.instances) {
+        let (worker, scheduler) = (built.worker.clone(), built.scheduler.clone());
         let mut phases = std::mem::take(&mut before);
         phases.extend(worker.phases.iter().copied());
         let policy = config.policy.clone();
         reports.push(StartReport { role: *role, worker, policy, scheduler, model_len, phases });
-        starts.push(Start { engine, role: *role, leases });
     }
-    let engine = drive(starts, gate, config)?;
+    let engine = on_threads(members, gate, config, config.base.max_num_waiting)?;
     let metrics = metrics.unwrap_or_else(|| Metrics::new(name, engine.info().max_model_len));
     Ok(Instance { engine, metrics, companions, reports })
-}
-
-/// An engine of a deployment.
-struct Member {
-    built: Built,
-    leases: LeaseBook,
-}
-
-/// Builds a deployment's engines, all of which fill the same metrics, if there are any.
-fn build_all(
-    checkpoint: &Checkpoint,
-    path: &Path,
-    name: &str,
-    deployment: &DeploymentConfig,
-    ports: &Ports,
-) -> Result<(Option<Arc<Metrics>>, Vec<Member>)> {
-    let mut metrics: Option<Arc<Metrics>> = None;
-    let mut members = Vec::new();
-    for (index, (role, config)) in (0..).zip(&deployment.instances) {
-        if deployment.instances.len() > 1 {
-            tracing::info!("Instance {index} ({role})");
-        }
-        let leases = LeaseBook::default();
-        let seat = Seat { ports, instance: InstanceId(index), leases: &leases };
-        let started = start_worker(checkpoint, path, config, Some(&seat))?;
-        let built = build(started, config, |scheduler| {
-            let metrics =
-                metrics.get_or_insert_with(|| Metrics::new(name, scheduler.max_model_len));
-            Some(metrics.observer())
-        })?;
-        members.push(Member { built, leases });
-    }
-    Ok((metrics, members))
-}
-
-/// Starts the threads, and waits for instances in other processes.
-fn drive(
-    starts: Vec<Start>,
-    gate: Option<GateConfig>,
-    config: &DeploymentConfig,
-) -> Result<Arc<dyn EngineHandle>> {
-    let clock: Arc<dyn Clock> = Arc::new(WallClock::start());
-    let max_waiting = config.base.max_num_waiting;
-    // A single engine refuses nothing for its objectives.
-    if starts.len() > 1 || gate.is_some() || config.dispatch.early_rejection {
-        let dispatch = stallfree_cluster::build(&config.dispatch)?;
-        let config = ClusterConfig { dispatch, clock, max_waiting, gate };
-        return Ok(Arc::new(Cluster::spawn(starts, config)?));
-    }
-    let start = starts.into_iter().next().context("a deployment needs an instance")?;
-    Ok(Arc::new(ThreadedEngine::spawn(start.engine, clock, max_waiting)?))
 }
 
 /// Builds an engine for the model at `path` that `observer` watches, without what only text needs.
@@ -203,14 +156,7 @@ pub(crate) fn engine(
     config: &InstanceConfig,
     observer: Box<dyn StepObserver>,
 ) -> Result<Built> {
-    let started = match &config.device {
-        // More models can be simulated than computed.
-        DeviceConfig::Sim(device) => simulation::start(path, device, config)?,
-        DeviceConfig::Cpu(_) | DeviceConfig::Cuda(_) => {
-            start_worker(&open(path, config.weights)?, path, config, None)?
-        }
-    };
-    build(started, config, |_| Some(observer))
+    build(start_device(None, path, config, None)?, config, |_| Some(observer))
 }
 
 /// Reads the tokenizer of the model at `path` alone.
@@ -219,13 +165,6 @@ pub(crate) fn engine(
 /// The model has none, or it can't be read.
 pub(crate) fn open_tokenizer(path: &Path, config: &InstanceConfig) -> Result<Tokenizer> {
     tokenizer(&open(path, config.weights)?, config)
-}
-
-/// An engine's place in a deployment, as its executor needs to know it.
-struct Seat<'a> {
-    ports: &'a Ports,
-    instance: InstanceId,
-    leases: &'a LeaseBook,
 }
 
 /// A device with a model in its memory.
@@ -281,17 +220,30 @@ fn is_gguf(path: &Path) -> bool {
     path.is_file() && path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"))
 }
 
+/// Starts what computes, or what predicts how long that would take.
+fn start_device(
+    checkpoint: Option<&Checkpoint>,
+    path: &Path,
+    config: &InstanceConfig,
+    seat: Option<&Seat>,
+) -> Result<Started> {
+    match (&config.device, checkpoint) {
+        // More models can be simulated than computed.
+        (DeviceConfig::Sim(device), _) => simulation::start(path, device, config, seat),
+        (_, Some(checkpoint)) => start_worker(checkpoint, config, seat),
+        (_, None) => start_worker(&open(path, config.weights)?, config, seat),
+    }
+}
+
 /// Loads the weights and starts what computes.
 fn start_worker(
     checkpoint: &Checkpoint,
-    path: &Path,
     config: &InstanceConfig,
-    seat: Option<&Seat<'_>>,
+    seat: Option<&Seat>,
 ) -> Result<Started> {
     let model_len = checkpoint.config().max_model_len();
     let wanted = match config.max_model_len {
-        // Step times don't depend on what a model was trained for.
-        Auto::Exactly(count) if count > model_len && !config.device.is_simulated() => {
+        Auto::Exactly(count) if count > model_len => {
             bail!("--max-model-len {count} is more than the model's {model_len}")
         }
         Auto::Exactly(count) => count,
@@ -304,7 +256,7 @@ fn start_worker(
         LoadOptions { dtype: config.dtype, progress: Some(&show), ..LoadOptions::default() };
     let InstanceConfig { block_size, kv_size, .. } = *config;
     let (mut executor, worker) = match &config.device {
-        DeviceConfig::Sim(device) => return simulation::start(path, device, config),
+        DeviceConfig::Sim(device) => bail!("{} computes nothing", device.gpu.name),
         DeviceConfig::Cpu(cpu) => {
             let worker = cpu_worker(checkpoint, cpu, config, wanted);
             if let Some(nodes) = &worker.nodes {
@@ -337,8 +289,8 @@ fn start_worker(
             stallfree_worker::start_cuda(checkpoint, &worker, &options, &recording)?
         }
     };
-    if let Some(Seat { ports, instance, leases }) = seat {
-        executor.join(ports, *instance, LeaseBook::clone(leases));
+    if let Some(seat) = seat {
+        executor.join(&seat.ports, seat.instance, seat.leases.clone());
     }
     let vocab_size = checkpoint.config().vocab_size;
     Ok(Started { executor: Box::new(executor), worker, model_len, vocab_size })

@@ -13,6 +13,7 @@ mod instance;
 mod log;
 mod model_source;
 mod models;
+mod plan;
 mod schedulers;
 mod serve;
 mod signals;
@@ -29,8 +30,10 @@ fn main() -> ExitCode {
     };
     let environment = Environment::read();
     stallfree_device::search_libraries_in(&environment.libraries());
-    let is_quiet =
-        matches!(parsed.cli.command, Command::Chat(_) | Command::Bench(_) | Command::Calibrate(_));
+    let is_quiet = matches!(
+        parsed.cli.command,
+        Command::Chat(_) | Command::Bench(_) | Command::Plan(_) | Command::Calibrate(_)
+    );
     log::start(environment.log.as_deref().unwrap_or(if is_quiet { "warn" } else { "info" }));
     for notice in &parsed.notices {
         tracing::warn!("{notice}");
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve::run(args, &environment),
         Command::Instance(args) => instance::run(args, &environment),
         Command::Bench(args) => bench::run(args, &environment),
+        Command::Plan(args) => plan::run(args, &environment),
         Command::Calibrate(args) => calibrate::run(args, &environment),
         Command::Schedulers => schedulers::print_all(),
         Command::Chat(args) => chat::run(args, &environment),

@@ -175,20 +175,9 @@ impl EngineHandle for Cluster {
     }
 
     fn stats(&self) -> EngineStats {
-        let num_waiting = self.switchboard.num_waiting();
-        let mut sum = EngineStats { num_waiting, ..EngineStats::default() };
-        for stats in self.instances.all().iter().map(|instance| instance.stats()) {
-            sum.num_running += stats.num_running;
-            sum.num_waiting += stats.num_waiting;
-            sum.num_used_blocks += stats.num_used_blocks;
-            sum.num_blocks += stats.num_blocks;
-            sum.prompt_tokens += stats.prompt_tokens;
-            sum.generation_tokens += stats.generation_tokens;
-            sum.prefix_cache_queries += stats.prefix_cache_queries;
-            sum.prefix_cache_hits += stats.prefix_cache_hits;
-            sum.num_preemptions += stats.num_preemptions;
-            sum.num_steps += stats.num_steps;
-        }
+        let mut sum: EngineStats =
+            self.instances.all().iter().map(|instance| instance.stats()).sum();
+        sum.num_waiting += self.switchboard.num_waiting();
         sum
     }
 

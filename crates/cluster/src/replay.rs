@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use stallfree_core::{Clock, InstanceId, Request, SeqId, Time};
 use stallfree_engine::{
-    Command, Engine, HandedOver, InstanceChange, LEASE, Membership, OutputStream, SeqOutput, Wake,
-    output_stream, unpark_this_thread,
+    Command, Engine, EngineStats, HandedOver, InstanceChange, LEASE, Membership, OutputStream,
+    SeqOutput, VirtualTime, Wake, output_stream, unpark_this_thread,
 };
 
 use crate::switchboard::{Lines, Link, Switchboard};
@@ -103,6 +103,11 @@ impl ClusterReplay {
 
     /// Submits a request now. Dropping the stream cancels it.
     pub fn submit(&mut self, request: Request) -> OutputStream {
+        self.submit_as_of(self.now(), request)
+    }
+
+    /// Submits a request that came at `arrived`, see [`VirtualTime`].
+    pub fn submit_as_of(&mut self, arrived: Time, request: Request) -> OutputStream {
         let id = SeqId(self.next_seq);
         self.next_seq += 1;
         let canceller = Arc::downgrade(&self.switchboard);
@@ -113,7 +118,7 @@ impl ClusterReplay {
         });
         match self.switchboard.check_slo(&request) {
             Ok(()) => {
-                self.switchboard.route(HandedOver::new(id, request, self.now(), output), None);
+                self.switchboard.route(HandedOver::new(id, request, arrived, output), None);
             }
             Err(error) => output.refuse(&error.to_string(), Duration::from_secs(1)),
         }
@@ -192,5 +197,33 @@ impl ClusterReplay {
         while self.step(Time::MAX) {}
         streams.sort_by_key(|(index, _)| *index);
         streams.into_iter().map(|(_, mut stream)| stream.take()).collect()
+    }
+}
+
+impl VirtualTime for ClusterReplay {
+    fn now(&self) -> Time {
+        self.now()
+    }
+
+    fn submit_as_of(&mut self, arrived: Time, request: Request) -> OutputStream {
+        self.submit_as_of(arrived, request)
+    }
+
+    fn step(&mut self, limit: Time) -> bool {
+        self.step(limit)
+    }
+
+    fn run_until(&mut self, limit: Time) {
+        self.run_until(limit);
+    }
+
+    fn num_finished(&self) -> u64 {
+        self.engines().map(Engine::num_finished).sum()
+    }
+
+    fn stats(&self) -> EngineStats {
+        let mut sum: EngineStats = self.engines().map(Engine::stats).cloned().sum();
+        sum.num_waiting += self.switchboard.num_waiting();
+        sum
     }
 }

@@ -1,6 +1,7 @@
 //! What the rest of the planning tower sees of an engine.
 
 use std::fmt::Debug;
+use std::iter::Sum;
 use std::time::Duration;
 
 use stallfree_core::{
@@ -147,6 +148,23 @@ pub struct EngineStats {
     pub num_preemptions: u64,
     /// Steps completed, ever.
     pub num_steps: u64,
+}
+
+impl Sum for EngineStats {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, stats| Self {
+            num_running: sum.num_running + stats.num_running,
+            num_waiting: sum.num_waiting + stats.num_waiting,
+            num_used_blocks: sum.num_used_blocks + stats.num_used_blocks,
+            num_blocks: sum.num_blocks + stats.num_blocks,
+            prompt_tokens: sum.prompt_tokens + stats.prompt_tokens,
+            generation_tokens: sum.generation_tokens + stats.generation_tokens,
+            prefix_cache_queries: sum.prefix_cache_queries + stats.prefix_cache_queries,
+            prefix_cache_hits: sum.prefix_cache_hits + stats.prefix_cache_hits,
+            num_preemptions: sum.num_preemptions + stats.num_preemptions,
+            num_steps: sum.num_steps + stats.num_steps,
+        })
+    }
 }
 
 /// What a sequence has produced since its stream was last read.

@@ -22,6 +22,7 @@ mod role;
 mod state;
 mod step_model;
 mod threaded;
+mod virtual_time;
 
 pub use command::{Command, Until, Wake};
 pub use engine::Engine;
@@ -39,3 +40,4 @@ pub use role::Role;
 pub use stallfree_scheduler::{Ordering, Standing};
 pub use step_model::StepModel;
 pub use threaded::ThreadedEngine;
+pub use virtual_time::VirtualTime;

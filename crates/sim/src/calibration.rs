@@ -16,6 +16,9 @@ pub struct Factors {
     pub tile: usize,
     /// Share of the memory bandwidth that reading weights and activations reaches.
     pub memory: f64,
+    /// Share of the shorter of a product's arithmetic and reads that the longer one hides: 1 is the roofline.
+    #[serde(default = "all", skip_serializing_if = "is_all")]
+    pub overlap: f64,
     /// Share of the peak that attention over prompts reaches.
     pub attention: f64,
     /// Share of the memory bandwidth that reading keys and values for single tokens reaches.
@@ -28,6 +31,14 @@ pub struct Factors {
     pub seq_s: f64,
     /// What a stage takes on top for a step, in seconds, whichever of the two is faster.
     pub step_s: f64,
+}
+
+const fn all() -> f64 {
+    1.0
+}
+
+fn is_all(share: &f64) -> bool {
+    *share >= 1.0
 }
 
 /// A device with factors for it.
@@ -47,6 +58,7 @@ pub struct Calibration {
 
 const FILES: &[(&str, &str)] = &[
     ("a100", include_str!("../data/a100.json")),
+    ("a100-distserve", include_str!("../data/a100-distserve.json")),
     ("h100", include_str!("../data/h100.json")),
     ("h200", include_str!("../data/h200.json")),
 ];
@@ -85,6 +97,9 @@ impl Calibration {
         let rates = read.gpu.iter().flat_map(|gpu| [gpu.flops, gpu.bytes_per_s, gpu.memory_bytes]);
         if factors.into_iter().chain(rates).any(|value| !(value > 0.0 && value.is_finite())) {
             return Err(bad(path, &"every rate and factor must be above 0"));
+        }
+        if !(0.0..=1.0).contains(&read.factors.overlap) {
+            return Err(bad(path, &"`overlap` must be from 0 to 1"));
         }
         if times.into_iter().any(|time| !(0.0..3600.0).contains(&time)) {
             return Err(bad(path, &"every time must be from 0 to 3600 s"));

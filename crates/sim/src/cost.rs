@@ -1,6 +1,7 @@
 //! How long a step takes: a roofline for each operator.
 //!
-//! An operator takes the longer of its arithmetic at the device's rate and its bytes at the memory's; operators follow each other.
+//! An operator takes the longer of its arithmetic at the device's rate and its bytes at the memory's, and what that does not hide of
+//! the shorter; operators follow each other.
 //! The host prepares and launches while the device computes, and the last stage's has each sampled token to see to: a stage takes as
 //! long as the slower of the two, and what neither hides. (Williams et al., Roofline, CACM 2009; the operators and
 //! their split over ranks are those of Shoeybi et al., Megatron-LM, 2019.)
@@ -135,6 +136,12 @@ impl CostModel {
         &self.shape
     }
 
+    /// Returns over how many GPUs it is spread.
+    #[must_use]
+    pub const fn parallel(&self) -> Parallel {
+        self.parallel
+    }
+
     /// Returns how many stages there are.
     #[must_use]
     pub const fn num_stages(&self) -> usize {
@@ -205,7 +212,8 @@ impl CostModel {
         let tile = self.factors.tile as f64;
         let flops = 2.0 * (rows / tile).ceil() * tile * out * inner;
         let bytes = (out * inner + rows * (out + inner)) * BYTES as f64;
-        (flops / self.linear_flops).max(bytes / self.bytes_per_s)
+        let (compute, read) = (flops / self.linear_flops, bytes / self.bytes_per_s);
+        (1.0 - self.factors.overlap).mul_add(compute.min(read), compute.max(read))
     }
 
     fn head(&self, load: &StepLoad) -> f64 {

@@ -5,16 +5,14 @@ use std::task::Waker;
 use std::time::Duration;
 
 use stallfree_core::{
-    Batch, Chunk, Executor, ExecutorError, KvFetch, KvGeometry, PENDING_TOKEN, SampledToken, SeqId,
-    StepOutput, Time, TokenId, TokenLogprob,
+    Batch, Chunk, Executor, ExecutorError, InstanceId, KvFetch, KvGeometry, PENDING_TOKEN,
+    SampledToken, SeqId, StepOutput, Time, TokenId, TokenLogprob,
 };
 
 use crate::pipeline::Pipeline;
-use crate::{CostModel, Error, Factors, Gpu, KvRoom, ModelShape, Parallel, StepLoad, memory};
-
-/// What it takes to ask for blocks and to be told that they are there. With a link's full rate, 512 MiB between two GPUs on NVLink take
-/// 2.2 ms then, and 1.6 if half of them came earlier; measured were 2.2 and 1.5 (docs/disaggregation.md).
-const FETCH_LATENCY: Duration = Duration::from_millis(1);
+use crate::{
+    CostModel, Error, Factors, Gpu, KvRoom, ModelShape, Parallel, SimNetwork, StepLoad, memory,
+};
 
 /// What to simulate.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,10 +45,12 @@ pub struct SimExecutor {
     weight_bytes: f64,
     kv_bytes: f64,
     in_flight: VecDeque<InFlight>,
-    /// Bytes of a block, and how fast they come from another instance.
+    gpu: Gpu,
+    /// Bytes of a block on each GPU.
     block_bytes: f64,
-    fetch_bytes_per_s: f64,
-    /// What is being fetched, one after the other, and when each is there.
+    /// The others, and which of all this is.
+    network: Option<(SimNetwork, InstanceId)>,
+    /// What is being fetched, and when each is there.
     fetches: VecDeque<(SeqId, Time)>,
     /// How long each stage takes for the newest batch.
     stage_times: Vec<Duration>,
@@ -80,11 +80,19 @@ impl SimExecutor {
             weight_bytes: memory::weight_bytes(shape, *parallel),
             kv_bytes: geometry.num_blocks as f64 * block_bytes,
             in_flight: VecDeque::new(),
+            gpu: gpu.clone(),
             block_bytes,
-            fetch_bytes_per_s: gpu.links.first().map_or(gpu.bytes_per_s, |link| link.bytes_per_s),
+            network: None,
             fetches: VecDeque::new(),
             stage_times: Vec::new(),
         })
+    }
+
+    /// Makes the device one of several that fetch from each other. `first_gpu` is the first of its GPUs, counted over all of them.
+    pub fn join(&mut self, network: &SimNetwork, instance: InstanceId, first_gpu: usize) {
+        let Parallel { tensor, pipeline } = self.cost.parallel();
+        network.join(instance, first_gpu..first_gpu + tensor * pipeline);
+        self.network = Some((network.clone(), instance));
     }
 
     /// Returns the bytes of weights on the fullest GPU.
@@ -190,12 +198,13 @@ impl Executor for SimExecutor {
         Ok(if is_ready { self.in_flight.pop_front().map(|oldest| oldest.output) } else { None })
     }
 
-    /// At the speed of the GPUs' first link, beside the batches.
+    /// Over the network's links, beside the batches.
     fn fetch(&mut self, fetch: KvFetch, now: Time) -> Result<(), String> {
+        let (network, own) = self.network.as_ref().ok_or("this device has no others beside it")?;
         let bytes = fetch.blocks.len() as f64 * self.block_bytes;
-        let begins = self.fetches.back().map_or(now, |&(_, at)| now.max(at));
-        let takes = FETCH_LATENCY + Duration::from_secs_f64(bytes / self.fetch_bytes_per_s);
-        self.fetches.push_back((fetch.seq, begins + takes));
+        let there = network.fetch(&self.gpu, (fetch.lease.instance, *own), bytes, now)?;
+        // Each begins after the one before it, so they are in order.
+        self.fetches.push_back((fetch.seq, there));
         Ok(())
     }
 

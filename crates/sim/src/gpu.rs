@@ -80,6 +80,15 @@ pub const SHIPPED: &[Shipped] = &[
         links: &[link(8, 300.0, 12.0), INFINIBAND],
     },
     Shipped {
+        name: "a100-80g-distserve",
+        doc: "The same as a100-80g-sxm, with the step times of DistServe's engine, whose host hardly shows",
+        calibration: "a100-distserve",
+        tflops: 312.0,
+        gb_per_s: 2039.0,
+        memory_gib: 79.2,
+        links: &[link(8, 300.0, 12.0), INFINIBAND],
+    },
+    Shipped {
         name: "h100-sxm",
         doc: "H100 80 GB SXM: eight in a machine behind NVSwitch",
         calibration: "h100",

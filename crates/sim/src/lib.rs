@@ -12,6 +12,7 @@ mod fit;
 mod gpu;
 mod load;
 mod memory;
+mod network;
 mod pipeline;
 mod shape;
 
@@ -23,4 +24,5 @@ pub use fit::{GpuChoice, Measured, ModelChoice, Residual, Step};
 pub use gpu::{Gpu, Link, SHIPPED, Shipped};
 pub use load::StepLoad;
 pub use memory::KvRoom;
+pub use network::SimNetwork;
 pub use shape::{BUILT_IN, FeedForward, ModelShape, built_in_config};

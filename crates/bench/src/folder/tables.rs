@@ -1,5 +1,6 @@
 //! Tables in Sarathi-Serve's columns.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use stallfree_engine::Stages;
@@ -65,15 +66,15 @@ pub(super) fn requests(requests: &[RequestRecord]) -> String {
 pub(super) fn batches(batches: &[BatchRecord]) -> String {
     let mut text = "Batch Id,started_at".to_owned();
     BATCH_METRICS.iter().for_each(|(name, _)| add!(text, ",{name}"));
-    text.push_str(",inter_batch_delay,num_waiting,num_running,num_preempted\n");
-    let mut last_end = None;
+    text.push_str(",inter_batch_delay,num_waiting,num_running,num_preempted,replica_id\n");
+    let mut last_ends = BTreeMap::new();
     for batch in batches {
         add!(text, "{},{}", batch.id, batch.started);
         BATCH_METRICS.iter().for_each(|(_, of)| add!(text, ",{}", of(batch)));
+        let BatchRecord { num_waiting, num_running, num_preempted, instance, .. } = batch;
+        let last_end = last_ends.insert(*instance, batch.finished);
         let delay = (batch.started - last_end.unwrap_or(batch.started)).max(0.0);
-        let BatchRecord { num_waiting, num_running, num_preempted, .. } = batch;
-        add!(text, ",{delay},{num_waiting},{num_running},{num_preempted}\n");
-        last_end = Some(batch.finished);
+        add!(text, ",{delay},{num_waiting},{num_running},{num_preempted},{instance}\n");
     }
     text
 }

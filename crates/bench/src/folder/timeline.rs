@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use crate::BatchRecord;
 
-/// Returns one event a batch, and counters of what waits and runs. Times are in microseconds.
+/// Returns one event a batch, and counters of what waits and runs; an instance is a process. Times are in microseconds.
 pub(super) fn chrome_trace(batches: &[BatchRecord]) -> String {
     let mut text = String::from("{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n");
     for (index, batch) in batches.iter().enumerate() {
@@ -15,7 +15,7 @@ pub(super) fn chrome_trace(batches: &[BatchRecord]) -> String {
         let event = json!({
             "name": name(batch),
             "ph": "X",
-            "pid": 0,
+            "pid": batch.instance.0,
             "tid": 0,
             "ts": us(batch.started),
             "dur": us(batch.execution_time()),
@@ -24,7 +24,7 @@ pub(super) fn chrome_trace(batches: &[BatchRecord]) -> String {
         let counters = json!({
             "name": "sequences",
             "ph": "C",
-            "pid": 0,
+            "pid": batch.instance.0,
             "ts": us(batch.started),
             "args": { "running": batch.num_running, "waiting": batch.num_waiting },
         });

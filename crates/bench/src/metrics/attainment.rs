@@ -1,5 +1,7 @@
 //! How many requests meet their service-level objectives (DistServe, OSDI '24).
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::RequestRecord;
@@ -14,6 +16,13 @@ pub struct Slo {
 }
 
 impl Slo {
+    /// Returns the same for requests that say so themselves.
+    #[must_use]
+    pub fn of_request(self) -> stallfree_core::Slo {
+        let duration = |seconds: f64| Duration::try_from_secs_f64(seconds).ok();
+        stallfree_core::Slo { ttft: duration(self.ttft), tpot: duration(self.tpot) }
+    }
+
     /// Multiplies both by `scale`.
     #[must_use]
     pub const fn scaled(self, scale: f64) -> Self {

@@ -68,7 +68,21 @@ pub fn attainment(groups: &[Group], config: &AttainmentConfig, subtitle: &str) -
     let mut charts = vec![over_rate(groups, config)];
     let rate = config.scale_rate.or_else(|| telling_rate(groups, config));
     charts.extend(rate.map(|rate| over_scale(groups, config, rate)));
-    Figure { title, subtitle: subtitle.to_owned(), charts }
+    let mut lines = vec![subtitle.to_owned()];
+    lines.extend(improvement(groups, config));
+    lines.retain(|line| !line.is_empty());
+    Figure { title, subtitle: lines.join("\n"), charts }
+}
+
+/// Says how many times the first group's goodput that of each other one is; nothing if there is nothing to compare.
+fn improvement(groups: &[Group], config: &AttainmentConfig) -> Option<String> {
+    let goodput = |group: &Group| group.goodput(config.slo, config.target).last_met();
+    let (first, others) = groups.split_first()?;
+    let base = goodput(first).filter(|&base| base > 0.0)?;
+    let over = |group: &Group| Some(format!("{} {:.2}x", group.name, goodput(group)? / base));
+    let over: Vec<String> = others.iter().filter_map(over).collect();
+    let what = format!("rate at {:.0} %, over that of {}", config.target * 100.0, first.name);
+    (!over.is_empty()).then(|| format!("{what}: {}", over.join(", ")))
 }
 
 fn over_rate(groups: &[Group], config: &AttainmentConfig) -> Chart {
@@ -178,6 +192,18 @@ mod tests {
             let figure = attainment(&groups, &config, "");
             let marks: Vec<&str> = figure.charts[0].marks.iter().map(|mark| &*mark.text).collect();
             assert_eq!(marks, expected, "{rates:?}");
+            let ratio = figure.subtitle.rsplit(' ').next().unwrap_or_default().to_owned();
+            let said = match expected {
+                [slow, fast] => {
+                    let [slow, fast] = [slow, fast].map(|rate| rate.parse::<f64>().unwrap());
+                    ratio
+                        .trim_end_matches('x')
+                        .parse::<f64>()
+                        .is_ok_and(|ratio| (ratio / (fast / slow) - 1.0).abs() < 0.03)
+                }
+                _ => ratio.is_empty() || ratio == "1.00x",
+            };
+            assert!(said, "{rates:?}: {}", figure.subtitle);
             let label = &figure.charts[1].x.label;
             assert!(label.contains(scaled_at), "{rates:?}: {label}");
             assert_eq!(figure.charts[0].series.len(), 6, "three lines a deployment");

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use stallfree_core::{SeqId, SeqMap};
+use stallfree_core::{InstanceId, SeqId, SeqMap};
 use stallfree_engine::{StepObserver, StepRecord};
 
 use crate::{BatchRecord, ChunkRecord};
@@ -19,10 +19,11 @@ pub enum Detail {
     Chunks,
 }
 
-/// Collects the records of an engine's steps. Clones share them: one is read after the run, one goes into the engine.
+/// Collects the records of engines' steps. Clones share them: one is read after the run, one goes into each engine.
 #[derive(Clone, Debug)]
 pub struct Recorder {
     detail: Detail,
+    instance: InstanceId,
     steps: Arc<Mutex<Steps>>,
 }
 
@@ -37,13 +38,19 @@ impl Recorder {
     /// Starts with nothing.
     #[must_use]
     pub fn new(detail: Detail) -> Self {
-        Self { detail, steps: Arc::default() }
+        Self { detail, instance: InstanceId(0), steps: Arc::default() }
     }
 
     /// Returns what `Engine::new` takes.
     #[must_use]
     pub fn observer(&self) -> Box<dyn StepObserver> {
-        Box::new(self.clone())
+        self.observer_of(InstanceId(0))
+    }
+
+    /// Returns the same for an instance of a deployment.
+    #[must_use]
+    pub fn observer_of(&self, instance: InstanceId) -> Box<dyn StepObserver> {
+        Box::new(Self { instance, ..self.clone() })
     }
 
     /// Takes the batches out, their times counted from `start`.
@@ -75,12 +82,12 @@ impl StepObserver for Recorder {
             *steps.execution.entry(chunk.seq).or_default() += seconds;
         }
         if self.detail > Detail::Requests {
-            steps.batches.push(record(step, self.detail));
+            steps.batches.push(record(self.instance, step, self.detail));
         }
     }
 }
 
-fn record(step: &StepRecord, detail: Detail) -> BatchRecord {
+fn record(instance: InstanceId, step: &StepRecord, detail: Detail) -> BatchRecord {
     let finished = step.finished.as_secs_f64();
     let chunks = step.chunks.iter().map(|chunk| ChunkRecord {
         seq: chunk.seq,
@@ -88,6 +95,7 @@ fn record(step: &StepRecord, detail: Detail) -> BatchRecord {
         num_decode_tokens: narrow(chunk.num_output_tokens),
     });
     BatchRecord {
+        instance,
         id: step.batch,
         started: (finished - step.device_time.as_secs_f64()).max(0.0),
         finished,

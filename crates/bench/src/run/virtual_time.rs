@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use stallfree_core::Time;
-use stallfree_engine::{Engine, Replay};
+use stallfree_engine::VirtualTime;
 
 use super::intake::{Intake, sent};
 use super::{Progress, Recorder, RunConfig, RunOutcome};
@@ -12,19 +12,19 @@ use crate::workload::Workload;
 /// Streams are read when this share of the requests under way may have ended, so that reading costs little each.
 const READ_SHARE: u64 = 16;
 
-/// Gives a workload to an engine in virtual time. `recorder` is the one whose observer the engine was made with.
+/// Gives a workload to an engine in virtual time, or to several. `recorder` is the one whose observers they were made with.
 ///
 /// The same workload gives the same records, bit for bit. With an executor that can't tell ahead when it is done, no time passes:
 /// use [`in_real_time`](super::in_real_time) for those.
 pub fn in_virtual_time(
-    engine: Engine,
+    engine: &mut dyn VirtualTime,
     workload: &Workload,
     config: &RunConfig,
     recorder: &Recorder,
     progress: &mut dyn FnMut(Progress),
 ) -> RunOutcome {
     let mut run = Run {
-        replay: Replay::new(engine),
+        engine,
         intake: Intake::new(recorder.clone(), config.limit(), 0.0),
         finished_when_read: 0,
         total: workload.items.len(),
@@ -42,21 +42,21 @@ pub fn in_virtual_time(
         };
         // The engine is already at its next event; a client that waited has sent its request when the one before it ended.
         let at = place.max(item.at);
-        let stream = run.replay.submit_as_of(moment(at), config.request(item));
+        let stream = run.engine.submit_as_of(moment(at), config.request(item));
         run.intake.watch(sent(id, item, at, at), stream);
     }
     while run.step(Time::MAX) {}
-    let now = run.replay.now().as_secs_f64();
-    let Run { replay, intake, .. } = run;
+    let now = run.engine.now().as_secs_f64();
+    let Run { engine, intake, .. } = run;
     RunOutcome {
         requests: intake.into_records(now),
         batches: recorder.take_batches(0.0),
-        stats: replay.engine().stats().clone(),
+        stats: engine.stats(),
     }
 }
 
 struct Run<'a> {
-    replay: Replay,
+    engine: &'a mut dyn VirtualTime,
     intake: Intake,
     finished_when_read: u64,
     total: usize,
@@ -66,17 +66,17 @@ struct Run<'a> {
 impl Run<'_> {
     /// Lets the engine run until `at`.
     fn advance(&mut self, at: Time) {
-        while self.replay.now() < at {
+        while self.engine.now() < at {
             if !self.step(at) {
-                self.replay.run_until(at);
+                self.engine.run_until(at);
             }
         }
     }
 
     /// Takes a step and reads streams if enough may have ended. Returns whether anything is left to do.
     fn step(&mut self, limit: Time) -> bool {
-        let more = self.replay.step(limit);
-        let ended = self.replay.engine().num_finished() - self.finished_when_read;
+        let more = self.engine.step(limit);
+        let ended = self.engine.num_finished() - self.finished_when_read;
         if ended > self.intake.num_under_way() as u64 / READ_SHARE {
             self.read();
         }
@@ -88,8 +88,8 @@ impl Run<'_> {
         if self.read() > 0 {
             return true;
         }
-        while self.replay.step(Time::MAX) {
-            if self.replay.engine().num_finished() > self.finished_when_read {
+        while self.engine.step(Time::MAX) {
+            if self.engine.num_finished() > self.finished_when_read {
                 return self.read() > 0;
             }
         }
@@ -97,10 +97,10 @@ impl Run<'_> {
     }
 
     fn read(&mut self) -> usize {
-        self.finished_when_read = self.replay.engine().num_finished();
+        self.finished_when_read = self.engine.num_finished();
         let ended = self.intake.read();
         if ended > 0 {
-            let now = self.replay.now().as_secs_f64();
+            let now = self.engine.now().as_secs_f64();
             (self.progress)(Progress { done: self.intake.num_ended(), total: self.total, now });
         }
         ended

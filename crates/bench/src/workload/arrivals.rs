@@ -72,6 +72,24 @@ pub enum RampShape {
 const CLIP: f64 = 3.0;
 
 impl Arrivals {
+    /// Returns the same process at another rate.
+    ///
+    /// # Errors
+    /// It has no rate, or more than one.
+    pub fn at_rate(&self, rate: f64) -> Result<Self> {
+        match *self {
+            Self::Fixed { .. } => Ok(Self::Fixed { rate }),
+            Self::Poisson { .. } => Ok(Self::Poisson { rate }),
+            Self::PoissonClipped { .. } => Ok(Self::PoissonClipped { rate }),
+            Self::Gamma { cv, .. } => Ok(Self::Gamma { rate, cv }),
+            Self::Ticks { every, .. } => Ok(Self::Ticks { rate, every }),
+            Self::Static | Self::Ramp { .. } | Self::Replay { .. } => Err(Error::Workload(
+                "these arrivals have no rate to be changed; take fixed, poisson or gamma"
+                    .to_owned(),
+            )),
+        }
+    }
+
     /// Draws when `count` requests come; the first one of all processes but `Static` comes after an interval.
     ///
     /// # Errors

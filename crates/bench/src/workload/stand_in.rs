@@ -50,6 +50,24 @@ pub const LONGBENCH: StandIn = StandIn {
     max_total_len: 32_512,
 };
 
+/// Stands for ShareGPT cut at the 2,048 tokens of OPT, as DistServe uses it (OSDI '24, figure 7: mean prompt 755.5, mean output 200.3).
+/// The paper publishes means alone; the shapes are those of conversations of up to 2,048 tokens, stretched to these means.
+pub const SHAREGPT_2K: StandIn = StandIn {
+    name: "synthetic-sharegpt-2k",
+    prompt: Lengths::Quantiles(&CHAT_PROMPTS),
+    output: Lengths::Quantiles(&CHAT_OUTPUTS),
+    max_total_len: 2047,
+};
+
+/// Stands for LongBench's summarisation cut at the 2,048 tokens of OPT, as DistServe uses it (OSDI '24, figure 7: mean prompt 1,738.3,
+/// mean output 90.7). The paper publishes means alone; most prompts are as long as the cut leaves them.
+pub const LONGBENCH_2K: StandIn = StandIn {
+    name: "synthetic-longbench-2k",
+    prompt: Lengths::Quantiles(&SUMMARY_PROMPTS),
+    output: Lengths::Quantiles(&SUMMARY_OUTPUTS),
+    max_total_len: 2048,
+};
+
 impl StandIn {
     /// Draws a request.
     pub(super) fn sample(&self, rng: &mut impl Rng) -> TraceRow {
@@ -116,4 +134,85 @@ const SHAREGPT_OUTPUTS: [(f64, f64); 25] = [
     (0.975, 965.0),
     (0.99, 998.0),
     (1.0, 1024.0),
+];
+
+const CHAT_PROMPTS: [(f64, f64); 25] = [
+    (0.0, 1.0),
+    (0.01, 17.0),
+    (0.02, 22.0),
+    (0.05, 36.0),
+    (0.1, 75.0),
+    (0.15, 131.0),
+    (0.2, 218.0),
+    (0.25, 325.0),
+    (0.3, 430.0),
+    (0.35, 516.0),
+    (0.4, 605.0),
+    (0.45, 687.0),
+    (0.5, 763.0),
+    (0.55, 844.0),
+    (0.6, 914.0),
+    (0.65, 991.0),
+    (0.7, 1072.0),
+    (0.75, 1161.0),
+    (0.8, 1250.0),
+    (0.85, 1351.0),
+    (0.9, 1467.0),
+    (0.95, 1615.0),
+    (0.975, 1720.0),
+    (0.99, 1829.0),
+    (1.0, 2043.0),
+];
+
+const CHAT_OUTPUTS: [(f64, f64); 25] = [
+    (0.0, 1.0),
+    (0.01, 2.0),
+    (0.02, 7.0),
+    (0.05, 17.0),
+    (0.1, 32.0),
+    (0.15, 47.0),
+    (0.2, 66.0),
+    (0.25, 89.0),
+    (0.3, 111.0),
+    (0.35, 135.0),
+    (0.4, 156.0),
+    (0.45, 174.0),
+    (0.5, 191.0),
+    (0.55, 210.0),
+    (0.6, 227.0),
+    (0.65, 249.0),
+    (0.7, 271.0),
+    (0.75, 295.0),
+    (0.8, 319.0),
+    (0.85, 351.0),
+    (0.9, 397.0),
+    (0.95, 449.0),
+    (0.975, 482.0),
+    (0.99, 503.0),
+    (1.0, 523.0),
+];
+
+const SUMMARY_PROMPTS: [(f64, f64); 11] = [
+    (0.0, 200.0),
+    (0.001, 334.0),
+    (0.01, 570.0),
+    (0.025, 737.0),
+    (0.05, 919.0),
+    (0.1, 1185.0),
+    (0.15, 1407.0),
+    (0.2, 1612.0),
+    (0.25, 1812.0),
+    (0.275, 1900.0),
+    (1.0, 1900.0),
+];
+
+const SUMMARY_OUTPUTS: [(f64, f64); 8] = [
+    (0.0, 6.0),
+    (0.05, 28.0),
+    (0.1, 41.0),
+    (0.25, 66.0),
+    (0.5, 93.0),
+    (0.75, 119.0),
+    (0.9, 138.0),
+    (1.0, 148.0),
 ];

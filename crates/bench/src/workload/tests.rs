@@ -64,6 +64,14 @@ fn stand_ins_have_the_published_quantiles() {
     let (prompt, output) = sample(&LONGBENCH);
     check("prompt", &prompt, 0.03, 9900.0, &[(0.5, 8400.0)]);
     check("output", &output, 0.03, 91.0, &[]);
+    // DistServe publishes means alone.
+    for (stand_in, prompt, output) in [(&SHAREGPT_2K, 755.5, 200.3), (&LONGBENCH_2K, 1738.3, 90.7)]
+    {
+        let (prompts, outputs) = sample(stand_in);
+        check(stand_in.name, &prompts, 0.01, prompt, &[]);
+        check(stand_in.name, &outputs, 0.01, output, &[]);
+        assert!(prompts.max() + 1.0 < 2048.0, "OPT has 2,048 positions");
+    }
 }
 
 #[test]

@@ -152,8 +152,8 @@ pub(crate) enum SchedulingPolicy {
 #[command(next_help_heading = "Device and KV cache")]
 pub(crate) struct CacheArgs {
     /// Where to compute: auto, cpu, cuda, or sim:GPU, which predicts how long steps take and answers
-    /// with letters (a100-80g-pcie, a100-80g-sxm, h100-sxm, h200-sxm, a40-48g, a10-24g, or a file that
-    /// `calibrate` wrote)
+    /// with letters (a100-80g-pcie, a100-80g-sxm, a100-80g-distserve, h100-sxm, h200-sxm, a40-48g,
+    /// a10-24g, or a file that `calibrate` wrote)
     #[arg(long, default_value = "auto")]
     pub(crate) device: DeviceKind,
     /// GPUs that share each layer; on the CPU, threads that do as they would

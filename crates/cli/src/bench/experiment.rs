@@ -6,6 +6,8 @@
 
 mod capacity;
 mod chunk_size;
+mod distserve;
+mod fleet;
 mod generation_stalls;
 mod high_tail_latency;
 mod kept;
@@ -115,6 +117,11 @@ const EXPERIMENTS: &[Experiment] = &[
         name: "tensor_pipeline",
         doc: "Sarathi-Serve, figure 13: Falcon-180B over two machines, tensor against pipeline parallelism",
         run: tensor_pipeline::run,
+    },
+    Experiment {
+        name: "distserve",
+        doc: "DistServe, figures 8a, 8b, 9b: requests within objectives, prefill and decode apart or together",
+        run: distserve::run,
     },
     Experiment {
         name: "schedule",

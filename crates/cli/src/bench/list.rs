@@ -75,6 +75,14 @@ fn describe(folder: &Path, entry: &Entry, root: &Path) -> String {
         (Some(rate), _) => format!(", {rate} req/s"),
         _ => String::new(),
     };
+    let most =
+        |name: &str| entry.results.iter().filter_map(|result| result.number(name)).reduce(f64::max);
+    let stalls = match (most("stalls.longest_gap"), most("stalls.stalled_share")) {
+        (Some(gap), Some(share)) => {
+            format!("\n    Stalls: longest gap {gap:.3} s, stalled {:.2} %", share * 100.0)
+        }
+        _ => String::new(),
+    };
     let gpus = match first
         .map_or((None, None), |result| (result.prefill_instances(), result.decode_instances()))
     {
@@ -86,7 +94,7 @@ fn describe(folder: &Path, entry: &Entry, root: &Path) -> String {
     let model =
         first.and_then(|result| result.text("model_name").or_else(|| result.text("model_id")));
     format!(
-        "{time} - {shown} ({files} files, {plots} plots)\n    Config: {gpus}, Model:{}, Mode:{}, Dataset:{}{rates}\n",
+        "{time} - {shown} ({files} files, {plots} plots)\n    Config: {gpus}, Model:{}, Mode:{}, Dataset:{}{rates}{stalls}\n",
         model.unwrap_or("?"),
         text("deployment_mode"),
         text("dataset_name"),

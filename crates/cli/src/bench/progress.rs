@@ -15,6 +15,7 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 pub(crate) struct RunProgress {
     bar: Option<ProgressBar>,
     what: String,
+    unit: &'static str,
     clock: WallClock,
     last_line: Time,
 }
@@ -22,6 +23,11 @@ pub(crate) struct RunProgress {
 impl RunProgress {
     /// Starts a bar of `total` requests; `quiet` shows nothing.
     pub(crate) fn start(what: &str, total: usize, quiet: bool) -> Self {
+        Self::counting(what, "requests", total, quiet)
+    }
+
+    /// Does the same for something else than requests.
+    pub(crate) fn counting(what: &str, unit: &'static str, total: usize, quiet: bool) -> Self {
         let bar = (console::is_interactive() && !quiet).then(|| {
             let style = ProgressStyle::with_template(
                 "{prefix} {wide_bar:.cyan} {pos}/{len} [{elapsed} < {eta}] {msg}",
@@ -33,7 +39,7 @@ impl RunProgress {
         });
         let clock = WallClock::start();
         let last_line = if quiet { Time::MAX } else { Time::ZERO };
-        Self { bar, what: what.to_owned(), clock, last_line }
+        Self { bar, what: what.to_owned(), unit, clock, last_line }
     }
 
     /// Shows how far it is; `note` is a few words beside.
@@ -46,7 +52,8 @@ impl RunProgress {
         let now = self.clock.now();
         if now - self.last_line >= LINE_EVERY {
             self.last_line = now;
-            console::note(format_args!("{}: {done} of {total} requests, {}", self.what, note()));
+            let (what, unit) = (&self.what, self.unit);
+            console::note(format_args!("{what}: {done} of {total} {unit}, {}", note()));
         }
     }
 }

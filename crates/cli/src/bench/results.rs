@@ -39,9 +39,10 @@ pub(crate) struct ResultArgs {
     /// A name for the results
     #[arg(long)]
     pub(crate) label: Option<String>,
-    /// How the system is deployed, for comparisons: simple, or what you call it
-    #[arg(long, value_name = "MODE", default_value = "simple")]
-    pub(crate) deployment_mode: String,
+    /// How the system is deployed, for comparisons: simple, disaggregated, or what you call it
+    /// [default: as the engine's --mode has it, or simple]
+    #[arg(long, value_name = "MODE")]
+    pub(crate) deployment_mode: Option<String>,
     /// Fields to add to the results
     #[arg(long, value_name = "KEY=VALUE", num_args = 1.., value_parser = pair)]
     pub(crate) metadata: Vec<(String, String)>,
@@ -74,6 +75,8 @@ pub(crate) struct About {
     pub(crate) max_concurrency: Option<usize>,
     /// GPUs.
     pub(crate) num_gpus: usize,
+    /// How the system is deployed.
+    pub(crate) deployment_mode: String,
 }
 
 impl ResultArgs {
@@ -115,6 +118,11 @@ impl ResultArgs {
         Some(Slo { ttft: ttft / 1000.0, tpot: tpot / 1000.0 })
     }
 
+    /// Returns how the system is deployed, which is `known` unless the user calls it something else.
+    pub(crate) fn deployment_mode(&self, known: &str) -> String {
+        self.deployment_mode.clone().unwrap_or_else(|| known.to_owned())
+    }
+
     /// Returns the folder for results.
     pub(crate) fn result_dir(&self) -> PathBuf {
         self.result_dir.clone().unwrap_or_else(|| "results".into())
@@ -134,7 +142,7 @@ impl ResultArgs {
             ("tokenizer_id", json!(about.tokenizer)),
             ("dataset_name", json!(about.dataset.0)),
             ("is_synthetic", json!(about.dataset.1)),
-            ("deployment_mode", json!(self.deployment_mode)),
+            ("deployment_mode", json!(about.deployment_mode)),
             ("num_prompts", json!(about.num_prompts)),
         ];
         json.extend(fields.into_iter().map(|(name, value)| (name.to_owned(), value)));

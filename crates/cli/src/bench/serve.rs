@@ -201,7 +201,8 @@ pub(crate) fn execute(args: &ServeBenchArgs, what: &str) -> Result<Ran> {
         (None, None) => runtime.block_on(client.first_model())?,
     };
     let tokenizer = args.server.tokenizer.as_ref().map(Tokenizer::from_file).transpose()?;
-    let recipe = args.workload.resolve(&|text| count_tokens(tokenizer.as_ref(), text))?;
+    let num_gpus = args.results.num_gpus.unwrap_or(1);
+    let recipe = args.workload.resolve(&|text| count_tokens(tokenizer.as_ref(), text), num_gpus)?;
     let mut workload = recipe.generate()?;
     if let Some(seed) = args.workload.prompt_seed {
         workload.redraw_prompts(seed);
@@ -243,6 +244,7 @@ fn about(
         burstiness: args.workload.arrivals.burstiness,
         max_concurrency: args.workload.arrivals.max_concurrency,
         num_gpus: args.results.num_gpus.unwrap_or(1),
+        deployment_mode: args.results.deployment_mode("simple"),
     }
 }
 

@@ -1,23 +1,27 @@
 //! `stallfree bench sweep`: one run for each combination of settings. A sweep that was cut off goes on where it ended.
 
+mod mode;
 mod plan;
 mod report;
 mod server;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, bail};
-use clap::Args;
+use clap::{Args, ValueEnum as _};
 use serde_json::Value;
-use stallfree_bench::StoredResult;
+use stallfree_bench::{StoredResult, stamp};
 use stallfree_core::{Clock as _, WallClock};
 
+use super::compare::TARGET;
 use super::run::{execute, save};
 use super::{BenchCommand, serve};
 use crate::args::{self, Command};
 use crate::console;
 use crate::environment::Environment;
+pub(crate) use mode::DeploymentMode;
 pub(crate) use plan::Target;
 use plan::{Plan, Point};
 use server::Server;
@@ -34,13 +38,30 @@ pub(crate) struct SweepArgs {
     /// What each combination is given to [default: run]
     #[arg(long, value_enum)]
     pub(crate) target: Option<Target>,
-    /// Start this server for the runs, and stop it after them; runs are bench serve's then
+    /// Ways to deploy the system that are compared, per GPU: simple, disaggregated. Flags of the
+    /// deployment, such as --replica-spec, stand among the flags of every run
+    #[arg(long, value_enum, value_name = "MODES", value_delimiter = ',')]
+    pub(crate) modes: Vec<DeploymentMode>,
+    /// Start this server for the runs, and stop it after them; runs are bench serve's then. With
+    /// --modes, flags of the deployment are added
     #[arg(long, value_name = "COMMAND")]
     pub(crate) serve_cmd: Option<String>,
+    /// Measure a mode on this server, which is there already; may be repeated
+    #[arg(long, value_name = "MODE=URL", value_parser = server_of)]
+    pub(crate) server: Vec<(DeploymentMode, String)>,
+    /// Objective for the time to the first token, in ms
+    #[arg(long, value_name = "MS", requires = "tpot_slo")]
+    pub(crate) ttft_slo: Option<f64>,
+    /// Objective for the mean time per further token, in ms
+    #[arg(long, value_name = "MS", requires = "ttft_slo")]
+    pub(crate) tpot_slo: Option<f64>,
+    /// Share of requests that has to meet both, in %
+    #[arg(long, value_name = "PERCENT", default_value_t = TARGET * 100.0)]
+    pub(crate) atta_target: f64,
     /// The sweep's name [default: the file's, or sweep]
     #[arg(long)]
     pub(crate) name: Option<String>,
-    /// Where results are, and are looked for [default: results/sweeps/NAME]
+    /// Where results are, and are looked for [default: results/sweeps/NAME, with --modes and the time]
     #[arg(long, value_name = "DIR")]
     pub(crate) sweep_dir: Option<PathBuf>,
     /// Print the command lines and run none
@@ -62,37 +83,30 @@ pub(crate) fn run(args: &SweepArgs, environment: &Environment) -> Result<()> {
         let lines: String = points.iter().map(|point| point.command_line() + "\n").collect();
         return Ok(console::print(lines)?);
     }
-    let folder = args.sweep_dir.clone();
-    let folder = folder.unwrap_or_else(|| Path::new("results/sweeps").join(&plan.name));
+    let folder = args.sweep_dir.clone().unwrap_or_else(|| {
+        let time = (!plan.modes.is_empty()).then(|| format!("_{}", stamp(SystemTime::now())));
+        Path::new("results/sweeps").join(plan.name.clone() + &time.unwrap_or_default())
+    });
     fs::create_dir_all(&folder).with_context(|| format!("{}", folder.display()))?;
     fs::write(folder.join("command.txt"), console::command_line() + "\n")?;
     // A wrong flag shows before the first run, not after hours.
     for point in &points {
         point.parse()?;
     }
-    run_missing(&plan, &points, &folder, environment)?;
+    run_missing(&points, &folder, environment)?;
     let results = points.iter().map(|point| Ok((point, stored(point, &folder)?)));
-    report::write(&plan, &results.collect::<Result<Vec<_>>>()?, &folder)?;
+    report::write(&plan, &results.collect::<Result<Vec<_>>>()?, args.atta_target / 100.0, &folder)?;
     console::note(format_args!("Results: {}", folder.display()));
     Ok(())
 }
 
-fn run_missing(
-    plan: &Plan,
-    points: &[Point],
-    folder: &Path,
-    environment: &Environment,
-) -> Result<()> {
+fn run_missing(points: &[Point], folder: &Path, environment: &Environment) -> Result<()> {
     let missing: Vec<&Point> = points.iter().filter(|point| !point.is_done(folder)).collect();
     if missing.len() < points.len() {
         let done = points.len() - missing.len();
         console::note(format_args!("{done} of {} runs are there already", points.len()));
     }
-    let Some(first) = missing.first() else { return Ok(()) };
-    let mut server = match (&plan.serve_cmd, first.parse()?) {
-        (Some(command), BenchCommand::Serve(args)) => Some(Server::start(command, &args, folder)?),
-        _ => None,
-    };
+    let mut server: Option<Server> = None;
     let clock = WallClock::start();
     for (index, point) in missing.iter().enumerate() {
         let left = match index {
@@ -104,6 +118,11 @@ fn run_missing(
             }
         };
         let what = format!("[{}/{}{left}] {}", index + 1, missing.len(), point.title());
+        if server.as_ref().map(Server::command) != point.serve_cmd.as_deref() {
+            // The port has to be free before the next one starts.
+            drop(server.take());
+            server = point.start_server(folder)?;
+        }
         point.run(&folder.join(point.folder()), &what, environment)?;
         server.as_mut().map_or(Ok(()), Server::check)?;
     }
@@ -116,6 +135,16 @@ fn stored(point: &Point, folder: &Path) -> Result<StoredResult> {
 }
 
 impl Point {
+    /// Starts the server that it needs, if it does.
+    fn start_server(&self, folder: &Path) -> Result<Option<Server>> {
+        match (&self.serve_cmd, self.parse()?) {
+            (Some(command), BenchCommand::Serve(args)) => {
+                Server::start(command, &args, folder).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
     /// Runs it, and keeps everything in `folder`.
     fn run(&self, folder: &Path, what: &str, environment: &Environment) -> Result<()> {
         let command = self.command_line();
@@ -150,4 +179,10 @@ impl Point {
             _ => bail!("`{line}` is no benchmark"),
         }
     }
+}
+
+/// Reads `mode=url`.
+fn server_of(text: &str) -> Result<(DeploymentMode, String), String> {
+    let (mode, url) = text.split_once('=').ok_or_else(|| format!("'{text}' is not MODE=URL"))?;
+    Ok((DeploymentMode::from_str(mode, true)?, url.to_owned()))
 }

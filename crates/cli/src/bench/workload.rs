@@ -7,7 +7,8 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
 use stallfree_bench::WorkloadConfig;
 use stallfree_bench::workload::{
-    ARXIV, Arrivals, CountTokens, Lengths, RampShape, SHAREGPT, Source, Trace,
+    ARXIV, Arrivals, CountTokens, LONGBENCH_2K, Lengths, RampShape, SHAREGPT, SHAREGPT_2K, Source,
+    Trace,
 };
 use stallfree_tokenizer::Tokenizer;
 
@@ -63,6 +64,9 @@ pub(crate) struct ArrivalArgs {
     /// Requests a second; inf sends all at once
     #[arg(long, value_name = "RATE", default_value = "inf")]
     pub(crate) request_rate: Rate,
+    /// Requests a second for each GPU of the system
+    #[arg(long, value_name = "RATE", conflicts_with = "request_rate")]
+    pub(crate) request_rate_per_gpu: Option<Rate>,
     /// How they come [default: static at an infinite rate, else poisson, or gamma with --burstiness]
     #[arg(long, value_enum)]
     pub(crate) arrivals: Option<ArrivalKind>,
@@ -105,6 +109,12 @@ pub(crate) enum DatasetName {
     SyntheticSharegpt,
     /// A fit to arXiv summarisation's lengths (up to 16,384 tokens), synthetic
     SyntheticArxiv,
+    /// A fit to ShareGPT's lengths up to 2,048 tokens (DistServe), synthetic
+    #[value(name = "synthetic-sharegpt-2k")]
+    SyntheticSharegpt2k,
+    /// A fit to LongBench summarisation's lengths up to 2,048 tokens (DistServe), synthetic
+    #[value(name = "synthetic-longbench-2k")]
+    SyntheticLongbench2k,
 }
 
 /// How requests come.
@@ -149,11 +159,16 @@ impl FromStr for Rate {
 }
 
 impl WorkloadArgs {
-    /// Turns the flags into a recipe. `count_tokens` counts the tokens of texts; it is asked only if the data set has texts.
+    /// Turns the flags into a recipe for a system of `num_gpus`. `count_tokens` counts the tokens of texts; it is asked only if the
+    /// data set has texts.
     ///
     /// # Errors
     /// Flags contradict each other, or a file can't be read.
-    pub(crate) fn resolve(&self, count_tokens: CountTokens<'_>) -> Result<WorkloadConfig> {
+    pub(crate) fn resolve(
+        &self,
+        count_tokens: CountTokens<'_>,
+        num_gpus: usize,
+    ) -> Result<WorkloadConfig> {
         let source = self.source(count_tokens)?;
         let is_drawn = matches!(source, Source::Drawn { .. });
         if self.input_len.is_some() && !is_drawn {
@@ -161,7 +176,7 @@ impl WorkloadArgs {
         }
         Ok(WorkloadConfig {
             source,
-            arrivals: self.arrivals.resolve()?,
+            arrivals: self.arrivals.resolve(num_gpus)?,
             num_requests: self.num_prompts,
             max_total_len: self.max_total_len,
             output_len: self.output_len.clone().filter(|_| !is_drawn),
@@ -192,6 +207,8 @@ impl WorkloadArgs {
             },
             DatasetName::SyntheticSharegpt => Source::StandIn(SHAREGPT),
             DatasetName::SyntheticArxiv => Source::StandIn(ARXIV),
+            DatasetName::SyntheticSharegpt2k => Source::StandIn(SHAREGPT_2K),
+            DatasetName::SyntheticLongbench2k => Source::StandIn(LONGBENCH_2K),
             DatasetName::Sharegpt | DatasetName::Trace => {
                 let path = self.dataset_path.as_ref();
                 let path = path.context("this data set needs a file: --dataset-path FILE")?;
@@ -215,7 +232,7 @@ pub(crate) fn count_tokens(tokenizer: Option<&Tokenizer>, text: &str) -> usize {
 }
 
 impl ArrivalArgs {
-    fn resolve(&self) -> Result<Arrivals> {
+    fn resolve(&self, num_gpus: usize) -> Result<Arrivals> {
         let cv = match self.arrival_cv {
             Some(cv) => cv,
             None if self.burstiness > 0.0 => self.burstiness.powf(-0.5),
@@ -229,7 +246,8 @@ impl ArrivalArgs {
             };
             return Ok(Arrivals::Ramp { from, to, shape, cv });
         }
-        let Rate(rate) = self.request_rate;
+        let each = self.request_rate_per_gpu.map(|Rate(rate)| rate * num_gpus as f64);
+        let rate = each.unwrap_or(self.request_rate.0);
         let kind = self.arrivals.unwrap_or(match rate {
             f64::INFINITY => ArrivalKind::Static,
             _ if (cv - 1.0).abs() < 1e-9 => ArrivalKind::Poisson,

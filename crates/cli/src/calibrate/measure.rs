@@ -10,7 +10,7 @@ use stallfree_bench::run::{Detail, Progress, Recorder, RunConfig, in_real_time, 
 use stallfree_bench::workload::{Arrivals, Lengths, Source};
 use stallfree_bench::{BatchRecord, Workload, WorkloadConfig};
 use stallfree_core::{Clock, SeqMap, WallClock};
-use stallfree_engine::ThreadedEngine;
+use stallfree_engine::{Replay, ThreadedEngine};
 use stallfree_sim::Step;
 
 use super::FitArgs;
@@ -85,9 +85,9 @@ pub(super) fn steps(args: &FitArgs, path: &Path, config: &InstanceConfig) -> Res
     let mut kinds = Kinds::default();
     if config.device.is_simulated() {
         for (seed, row) in rows.iter().enumerate() {
-            let engine = build()?.engine;
+            let mut engine = Replay::new(build()?.engine);
             let workload = row.workload(args.output_len, seed)?;
-            let ran = in_virtual_time(engine, &workload, &run, &recorder, &mut |_| {});
+            let ran = in_virtual_time(&mut engine, &workload, &run, &recorder, &mut |_| {});
             kinds.add(&ran.batches);
         }
     } else {

@@ -1,5 +1,6 @@
 //! Which instances there are, and what each of them is for.
 
+use std::collections::HashSet;
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -92,6 +93,28 @@ impl DeploymentConfig {
         let dispatch = dispatch(args, &base);
         stallfree_cluster::build(&dispatch)?;
         Ok(Self { base, instances, gate, dispatch })
+    }
+
+    /// Returns how many GPUs the instances take; on the CPU, where all share the cores, 1.
+    pub(crate) fn num_gpus(&self) -> usize {
+        let gpus = |(_, config): &(Role, InstanceConfig)| match config.device {
+            DeviceConfig::Cpu(_) => 0..1,
+            DeviceConfig::Cuda(_) | DeviceConfig::Sim(_) => {
+                config.first_gpu..config.first_gpu + config.parallel.world_size()
+            }
+        };
+        self.instances.iter().flat_map(gpus).collect::<HashSet<usize>>().len()
+    }
+
+    /// Returns the instances with a role.
+    pub(crate) fn with_role(&self, role: Role) -> impl Iterator<Item = &InstanceConfig> {
+        let has = move |(of, _): &&(Role, InstanceConfig)| *of == role;
+        self.instances.iter().filter(has).map(|(_, config)| config)
+    }
+
+    /// Returns whether some instances prefill for others.
+    pub(crate) fn is_disaggregated(&self) -> bool {
+        self.with_role(Role::Prefill).next().is_some()
     }
 }
 

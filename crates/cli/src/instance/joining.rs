@@ -10,9 +10,11 @@ use anyhow::{Context as _, Result, bail};
 use stallfree_cluster::{Agreement, GateConfig, JoinConfig, Neighbours};
 use stallfree_core::{InstanceId, LeaseBook};
 use stallfree_models::Checkpoint;
+use stallfree_sim::SimNetwork;
 use stallfree_transfer::{KvAddress, KvNetwork, KvServer, Nixl, NixlAgent, Ports};
 
-use super::{Built, NODE_PATIENCE, Seat, StartReport, build, open, start_worker};
+use super::members::Seat;
+use super::{Built, NODE_PATIENCE, StartReport, build, open, start_device};
 use crate::args::{InstanceArgs, KvTransport};
 use crate::config::{DeviceConfig, GateArgs, InstanceConfig};
 use crate::environment::Environment;
@@ -152,8 +154,9 @@ pub(crate) fn run(args: &InstanceArgs, environment: &Environment) -> Result<()> 
     })?;
     let (instance, leases) = (joined.instance(), LeaseBook::default());
     tracing::info!("This is instance {instance}");
-    let seat = Seat { ports: &ports, instance, leases: &leases };
-    let started = start_worker(&checkpoint, &found.path, &config, Some(&seat))?;
+    let network = SimNetwork::default();
+    let seat = Seat { instance, leases: leases.clone(), ports: ports.clone(), network };
+    let started = start_device(Some(&checkpoint), &found.path, &config, Some(&seat))?;
     let Built { engine, worker, scheduler, .. } = build(started, &config, |_| None)?;
     let report = StartReport {
         role: args.joining.role.into(),

@@ -9,14 +9,20 @@ use stallfree_models::ModelConfig;
 use stallfree_sim::{KvRoom, ModelShape, Parallel, SimConfig, SimExecutor};
 use stallfree_worker::{KvSize, WorkerReport};
 
+use super::members::Seat;
 use super::{Started, is_gguf};
 use crate::config::{InstanceConfig, SimDevice, WeightsFrom};
 
-/// Simulates `device` with the model at `path`, of which only the sizes are read.
+/// Simulates `device` with the model at `path`, of which only the sizes are read, with the others of its deployment beside it.
 ///
 /// # Errors
 /// They can't be read, or the model doesn't fit.
-pub(super) fn start(path: &Path, device: &SimDevice, config: &InstanceConfig) -> Result<Started> {
+pub(super) fn start(
+    path: &Path,
+    device: &SimDevice,
+    config: &InstanceConfig,
+    seat: Option<&Seat>,
+) -> Result<Started> {
     let sim = SimConfig {
         gpu: device.gpu.clone(),
         factors: device.factors,
@@ -29,7 +35,10 @@ pub(super) fn start(path: &Path, device: &SimDevice, config: &InstanceConfig) ->
             KvSize::Blocks(num_blocks) => KvRoom::Blocks(num_blocks),
         },
     };
-    let executor = SimExecutor::new(&sim)?;
+    let mut executor = SimExecutor::new(&sim)?;
+    if let Some(seat) = seat {
+        executor.join(&seat.network, seat.instance, config.first_gpu);
+    }
     let worker = WorkerReport {
         kv: executor.kv_geometry(),
         weight_bytes: executor.weight_bytes(),

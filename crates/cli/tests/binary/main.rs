@@ -1,5 +1,6 @@
 //! The binary as a user starts it, with a tiny model.
 
+mod deployments;
 mod experiments;
 mod instances;
 mod nodes;

@@ -234,26 +234,7 @@ impl<'a> Lab<'a> {
     ) -> Result<(Ran, String)> {
         let mut argv = self.command(deployment, policy, load);
         argv.push(format!("--records={records}"));
-        let line = console::quoted(argv.iter().cloned());
-        let Command::Bench(bench) = Cli::try_parse_from(&argv)?.command else {
-            bail!("`{line}` is not a bench run");
-        };
-        let BenchCommand::Run(args) = bench.command else {
-            bail!("`{line}` is not a bench run");
-        };
-        self.num_runs += 1;
-        let path = self.output.join(format!("kept/{}.json", self.num_runs));
-        let kept = if self.args.resume { kept::find(&path, &line, &args)? } else { None };
-        let ran = match kept {
-            Some(ran) => ran,
-            None => {
-                let ran = execute(&args, self.environment, &format!("run {}", self.num_runs))?;
-                if self.is_real(deployment) {
-                    kept::keep(&path, &line, &ran)?;
-                }
-                ran
-            }
-        };
+        let (ran, line) = self.bench_run(&argv, self.is_real(deployment))?;
         if let Some(error) = ran.outcome.requests.iter().find_map(|request| request.error()) {
             bail!("`{line}`: a request failed: {error}");
         }
@@ -271,6 +252,33 @@ impl<'a> Lab<'a> {
             LengthsFrom::Fixed(..) | LengthsFrom::File(_) => {}
         }
         Ok((ran, line))
+    }
+
+    /// Runs a command line of `bench run`; returns it too, as text. What took real time is kept.
+    pub(super) fn bench_run(&mut self, argv: &[String], is_real: bool) -> Result<(Ran, String)> {
+        let line = console::quoted(argv.iter().cloned());
+        let Command::Bench(bench) = Cli::try_parse_from(argv)?.command else {
+            bail!("`{line}` is not a bench run");
+        };
+        let BenchCommand::Run(args) = bench.command else {
+            bail!("`{line}` is not a bench run");
+        };
+        self.num_runs += 1;
+        let path = self.output.join(format!("kept/{}.json", self.num_runs));
+        if let Some(ran) = kept::find(&path, &line, &args).transpose().filter(|_| self.args.resume)
+        {
+            return Ok((ran?, line));
+        }
+        let ran = execute(&args, self.environment, &format!("run {}", self.num_runs))?;
+        if is_real {
+            kept::keep(&path, &line, &ran)?;
+        }
+        Ok((ran, line))
+    }
+
+    /// Returns what the user asked for.
+    pub(super) const fn args(&self) -> &ExperimentArgs {
+        self.args
     }
 
     /// Returns the command line of a run.

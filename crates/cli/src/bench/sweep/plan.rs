@@ -10,6 +10,7 @@ use serde::Deserialize;
 use toml::Value;
 
 use super::SweepArgs;
+use super::mode::DeploymentMode;
 use crate::console;
 
 /// What combinations are given to.
@@ -30,6 +31,10 @@ pub(super) struct Plan {
     target: Target,
     /// What starts the server that is measured, where it is not there already.
     pub(super) serve_cmd: Option<String>,
+    /// How the system is deployed, if that is compared.
+    pub(super) modes: Vec<DeploymentMode>,
+    /// Where the server of a mode is.
+    servers: Vec<(DeploymentMode, String)>,
     /// Flags of all runs, as they are typed.
     flags: Vec<String>,
     variants: Vec<Variant>,
@@ -53,6 +58,8 @@ struct File {
     target: Target,
     serve_cmd: Option<String>,
     #[serde(default)]
+    modes: Vec<DeploymentMode>,
+    #[serde(default)]
     flags: BTreeMap<String, Value>,
     #[serde(default)]
     vary: BTreeMap<String, Vec<Value>>,
@@ -65,14 +72,18 @@ struct File {
 pub(super) struct Point {
     target: Target,
     flags: Vec<String>,
+    /// What starts its server.
+    pub(super) serve_cmd: Option<String>,
+    /// How its system is deployed, if that is compared.
+    pub(super) mode: Option<DeploymentMode>,
     /// The variant's name, if it has one.
     pub(super) variant: Option<String>,
     /// The values of the flags that vary.
     pub(super) values: Vec<(String, String)>,
 }
 
-/// The flag whose values make a curve's points.
-pub(super) const RATE: &str = "request-rate";
+/// The flags whose values make a curve's points.
+pub(super) const RATES: [&str; 2] = ["request-rate", "request-rate-per-gpu"];
 
 impl Plan {
     /// Puts file and flags together; a flag's value counts where both say something.
@@ -98,31 +109,43 @@ impl Plan {
         }
         let mut flags = typed(&file.flags)?;
         flags.extend(args.flags.iter().cloned());
+        for (flag, value) in [("ttft-slo", args.ttft_slo), ("tpot-slo", args.tpot_slo)] {
+            flags.extend(value.map(|ms| format!("--{flag}={ms}")));
+        }
         let variants = file.variants.iter().map(Variant::read).collect::<Result<Vec<_>>>()?;
         let serve_cmd = args.serve_cmd.clone().or(file.serve_cmd);
         let target = match &serve_cmd {
             Some(_) => Target::Serve,
+            None if !args.server.is_empty() => Target::Serve,
             None => args.target.unwrap_or(file.target),
         };
         let name = name.unwrap_or_else(|| "sweep".to_owned());
-        Ok(Self { name, target, serve_cmd, flags, variants, axes })
+        let servers = args.server.clone();
+        let mut modes = if args.modes.is_empty() { file.modes } else { args.modes.clone() };
+        for (mode, _) in &servers {
+            if !modes.contains(mode) {
+                modes.push(*mode);
+            }
+        }
+        if serve_cmd.is_some() && !servers.is_empty() {
+            bail!("--server: with --serve-cmd the sweep starts the servers itself");
+        }
+        Ok(Self { name, target, serve_cmd, modes, servers, flags, variants, axes })
     }
 
-    /// Returns every combination: variants outside, then the flags in their order.
+    /// Returns every combination: modes outside, then variants, then the flags in their order.
     pub(super) fn points(&self) -> Result<Vec<Point>> {
         let plain = [Variant::default()];
         let variants = if self.variants.is_empty() { &plain[..] } else { &self.variants };
+        let mut modes: Vec<Option<DeploymentMode>> = self.modes.iter().copied().map(Some).collect();
+        if modes.is_empty() {
+            modes.push(None);
+        }
+        let all =
+            modes.iter().flat_map(|mode| variants.iter().map(move |variant| (*mode, variant)));
         let mut points = Vec::new();
-        for variant in variants {
-            let mut flags = self.flags.clone();
-            flags.extend(variant.flags.iter().cloned());
-            let first = Point {
-                target: self.target,
-                flags,
-                variant: variant.name.clone(),
-                values: Vec::new(),
-            };
-            let mut open = vec![first];
+        for (mode, variant) in all {
+            let mut open = vec![self.first_point(mode, variant)?];
             for (flag, values) in &self.axes {
                 let with = |point: &Point, value: &String| {
                     let mut point = point.clone();
@@ -141,14 +164,35 @@ impl Plan {
         Ok(points)
     }
 
+    /// Returns a combination to which the flags that vary are still to come.
+    fn first_point(&self, mode: Option<DeploymentMode>, variant: &Variant) -> Result<Point> {
+        let mut flags = self.flags.clone();
+        flags.extend(variant.flags.iter().cloned());
+        let mut serve_cmd = self.serve_cmd.clone();
+        if let Some(mode) = mode {
+            let deployed = mode.apply(self.target, &flags)?;
+            flags = deployed.bench;
+            let server = self.servers.iter().find(|(of, _)| *of == mode);
+            flags.extend(server.map(|(_, url)| format!("--base-url={url}")));
+            serve_cmd = serve_cmd.map(|command| command + " " + &console::quoted(deployed.server));
+        }
+        let (variant, values) = (variant.name.clone(), Vec::new());
+        Ok(Point { target: self.target, flags, serve_cmd, mode, variant, values })
+    }
+
     /// Returns the flags that vary, but for the rate.
     pub(super) fn settings(&self) -> impl Iterator<Item = &str> {
-        self.axes.iter().map(|(flag, _)| flag.as_str()).filter(|flag| *flag != RATE)
+        self.axes.iter().map(|(flag, _)| flag.as_str()).filter(|flag| !RATES.contains(flag))
+    }
+
+    /// Returns the flags of rates that vary.
+    pub(super) fn rates(&self) -> impl Iterator<Item = &str> {
+        self.axes.iter().map(|(flag, _)| flag.as_str()).filter(|flag| RATES.contains(flag))
     }
 
     /// Returns whether rates vary.
     pub(super) fn has_rates(&self) -> bool {
-        self.axes.iter().any(|(flag, _)| flag == RATE)
+        self.rates().next().is_some()
     }
 
     /// Returns whether there are named variants.
@@ -249,17 +293,23 @@ impl Point {
     /// Returns what it is called in progress and tables.
     pub(super) fn title(&self) -> String {
         let values = self.values.iter().map(|(flag, value)| format!("{flag} {value}"));
-        self.variant.iter().cloned().chain(values).collect::<Vec<_>>().join(", ")
+        self.names().chain(values).collect::<Vec<_>>().join(", ")
+    }
+
+    /// Returns its mode and its variant, as far as it has them.
+    fn names(&self) -> impl Iterator<Item = String> + '_ {
+        let mode = self.mode.map(|mode| mode.name().to_owned());
+        mode.into_iter().chain(self.variant.clone())
     }
 
     /// Returns what it has in common with the other points of its curve.
     pub(super) fn group(&self) -> String {
-        let values = self.values.iter().filter(|(flag, _)| flag != RATE);
+        let values = self.values.iter().filter(|(flag, _)| !RATES.contains(&&**flag));
         let values = values.map(|(flag, value)| match flag.as_str() {
             "scheduler" => value.clone(),
             _ => format!("{flag} {value}"),
         });
-        self.variant.iter().cloned().chain(values).collect::<Vec<_>>().join(", ")
+        self.names().chain(values).collect::<Vec<_>>().join(", ")
     }
 
     /// Returns its folder's name.
@@ -268,7 +318,8 @@ impl Point {
         let name = self.variant.iter().cloned().chain(values).collect::<Vec<_>>().join("_");
         let plain = |c: char| if c.is_ascii_alphanumeric() || "-_=.".contains(c) { c } else { '-' };
         let name: String = name.chars().map(plain).collect();
-        if name.is_empty() { "run".to_owned() } else { name }
+        let name = if name.is_empty() { "run".to_owned() } else { name };
+        self.mode.map_or_else(|| name.clone(), |mode| format!("{}/{name}", mode.name()))
     }
 }
 

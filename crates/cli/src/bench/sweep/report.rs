@@ -11,8 +11,9 @@ use stallfree_bench::plot::{
     self, AttainmentConfig, Axis, Chart, Figure, Group, Look, Series, attainment,
 };
 
-use super::plan::{Plan, Point, RATE};
-use crate::bench::compare::{SCALES, TARGET};
+use super::mode::DeploymentMode;
+use super::plan::{Plan, Point, RATES};
+use crate::bench::compare::{Curve, SCALES, report};
 use crate::console;
 
 /// A figure of a run: its column, its field in results, the factor to the column's unit, and its name in plots.
@@ -64,8 +65,13 @@ const SHOWN: [&str; 6] = [
     "stalled_share",
 ];
 
-/// Writes `sweep.csv` and plots, and prints a table.
-pub(super) fn write(plan: &Plan, results: &[(&Point, StoredResult)], folder: &Path) -> Result<()> {
+/// Writes `sweep.csv` and plots, and prints a table; where deployments are compared, how many requests met their objectives, too.
+pub(super) fn write(
+    plan: &Plan,
+    results: &[(&Point, StoredResult)],
+    target: f64,
+    folder: &Path,
+) -> Result<()> {
     let path = folder.join("sweep.csv");
     fs::write(&path, csv(plan, results)).with_context(|| format!("{}", path.display()))?;
     console::print(screen(results))?;
@@ -84,16 +90,20 @@ pub(super) fn write(plan: &Plan, results: &[(&Point, StoredResult)], folder: &Pa
     let slo = results.first().and_then(|(_, result)| {
         Some(Slo { ttft: result.number("slo.ttft")?, tpot: result.number("slo.tpot")? })
     });
-    if let Some(slo) = slo.filter(|_| plan.has_rates()) {
-        let named = groups(results).into_iter().map(|(name, members)| {
-            Group::new(&name, &members.iter().map(|(_, result)| result).collect::<Vec<_>>())
+    let Some(slo) = slo.filter(|_| plan.has_rates()) else { return Ok(()) };
+    let config = AttainmentConfig { slo, target, scales: SCALES.to_vec(), scale_rate: None };
+    if !plan.modes.is_empty() {
+        let curves = groups(results).into_iter().map(|(name, members)| {
+            Curve::new(&name, members.iter().map(|(_, result)| result.clone()).collect())
         });
-        let config =
-            AttainmentConfig { slo, target: TARGET, scales: SCALES.to_vec(), scale_rate: None };
-        let figure = attainment(&named.collect::<Vec<_>>(), &config, &subtitle);
-        plot::write(&figure, &folder.join("plots/attainment"))?;
+        console::print("\n")?;
+        return report(&curves.collect::<Vec<_>>(), &config, &folder.join("plots/comparison"));
     }
-    Ok(())
+    let named = groups(results).into_iter().map(|(name, members)| {
+        Group::new(&name, &members.iter().map(|(_, result)| result).collect::<Vec<_>>())
+    });
+    let figure = attainment(&named.collect::<Vec<_>>(), &config, &subtitle);
+    plot::write(&figure, &folder.join("plots/attainment")).map_err(Into::into)
 }
 
 type Member<'a> = &'a (&'a Point, StoredResult);
@@ -112,7 +122,7 @@ fn groups<'a>(results: &'a [(&'a Point, StoredResult)]) -> Vec<(String, Vec<Memb
 }
 
 fn rate(point: &Point) -> Option<f64> {
-    let (_, rate) = point.values.iter().find(|(flag, _)| flag == RATE)?;
+    let (_, rate) = point.values.iter().find(|(flag, _)| RATES.contains(&&**flag))?;
     rate.parse().ok().filter(|rate: &f64| rate.is_finite())
 }
 
@@ -137,7 +147,9 @@ fn chart(plan: &Plan, results: &[(&Point, StoredResult)], column: &Column) -> Ch
         Series::line(name, color, members.iter().filter_map(point).collect())
     });
     let series = series.collect();
-    Chart { x: Axis::linear("Requests a second"), y, series, ..Chart::default() }
+    let of_a_gpu = results.iter().any(|(point, _)| point.values.iter().any(|(f, _)| f == RATES[1]));
+    let x = if of_a_gpu { "Requests a second and GPU" } else { "Requests a second" };
+    Chart { x: Axis::linear(x), y, series, ..Chart::default() }
 }
 
 /// The median TTFT against the P99 TBT, a point a rate: lines end where a system can do no more.
@@ -175,14 +187,16 @@ fn csv(plan: &Plan, results: &[(&Point, StoredResult)]) -> String {
         }
     };
     let mut header: Vec<&str> = Vec::new();
+    header.extend((!plan.modes.is_empty()).then_some("mode"));
     header.extend(plan.has_variants().then_some("variant"));
     header.extend(plan.settings());
-    header.extend(plan.has_rates().then_some(RATE));
+    header.extend(plan.rates());
     let names = header.clone();
     header.extend(COLUMNS.iter().map(|column| column.name));
     let mut text = header.join(",") + "\n";
     for (point, result) in results {
         let setting = |name: &&str| match *name {
+            "mode" => point.mode.map_or("", DeploymentMode::name).to_owned(),
             "variant" => quoted(point.variant.as_deref().unwrap_or_default()),
             name => {
                 let value = point.values.iter().find(|(flag, _)| flag == name);

@@ -58,6 +58,11 @@ impl Server {
         bail!("`{command}` does not answer at {}", args.server.url())
     }
 
+    /// Returns what started it.
+    pub(super) fn command(&self) -> &str {
+        &self.command
+    }
+
     /// Makes sure that it still runs.
     ///
     /// # Errors
