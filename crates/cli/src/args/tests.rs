@@ -1,3 +1,4 @@
+use super::instance::RoleName;
 use super::number::{Auto, count};
 use super::{Command, ServeArgs, parse};
 
@@ -101,6 +102,13 @@ fn vllms_other_flags_are_answered_by_name() {
 
     let split = check("-tp 2 -pp=4", "").engine.cache;
     assert_eq!((split.tensor_parallel_size, split.pipeline_parallel_size), (2, 4));
+    let words =
+        ["stallfree", "instance", "m", "--join=h:1", "--role=decode", "-tp", "2", "--seed=3"];
+    let instance = parse(words.map(Into::into)).expect("flags of an instance");
+    assert_eq!(instance.notices.len(), 1, "{:?}", instance.notices);
+    let Command::Instance(instance) = instance.cli.command else { panic!("{instance:?}") };
+    assert_eq!(instance.engine.cache.tensor_parallel_size, 2);
+    assert_eq!(instance.joining.role, RoleName::Decode);
     let bench = parse(["stallfree", "bench", "run", "m", "-tp", "2", "-pp=4"].map(Into::into));
     assert!(bench.is_ok(), "{bench:?}");
     check_refused("-dp 2", &["--data-parallel-size", "known", "not supported"]);

@@ -253,7 +253,7 @@ const SHORT: &[(&str, &str)] = &[
     ("-cc", "compilation-config"),
 ];
 
-/// Takes vLLM's other flags out of a `serve` command line, and spells its short ones out there and where else an engine is started.
+/// Takes vLLM's other flags out of a `serve` or `instance` command line, and spells its short ones out there and where else an engine is started.
 ///
 /// # Errors
 /// A flag that is refused, as clap's error.
@@ -261,7 +261,7 @@ pub(super) fn answer(argv: impl Iterator<Item = OsString>) -> Result<Known, clap
     let mut known = Known { argv: Vec::new(), notices: Vec::new() };
     let mut rest = argv.peekable();
     known.argv.extend(rest.next_if(|_| true));
-    let is_serve = rest.peek().is_some_and(|command| command == "serve");
+    let is_serve = rest.peek().is_some_and(|command| command == "serve" || command == "instance");
     let is_either =
         is_serve || rest.peek().is_some_and(|command| command == "bench" || command == "calibrate");
     while let Some(arg) = rest.next() {

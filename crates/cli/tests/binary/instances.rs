@@ -276,19 +276,31 @@ fn kv_goes_over_nixl() {
         Ok(cache) => cache,
         Err(error) => return eprintln!("skipped, because there is no package index: {error}"),
     };
-    let expected = &undisturbed()[3];
-    let world = World::start_with(
-        &["decode"],
-        &["--replica-spec=1,1", "--partition-id=1", "--kv-transport=nixl"],
-        &["--kv-transport=nixl"],
-        Some(&cache),
-    );
+    let (expected, flags) = (undisturbed(), ["--kv-transport=nixl"]);
+    let (body, tokens) = &expected[3];
+    let own = [&flags[..], &["--replica-spec=1,1", "--partition-id=1"]].concat();
+    let world = World::start_with(&["decode"], &own, &flags, Some(&cache));
     for _ in 0..3 {
-        assert_eq!(rest(&mut world.ask(&expected.0)), expected.1);
+        assert_eq!(&rest(&mut world.ask(body)), tokens);
     }
     world.wait_until_empty();
     let log = world.far[0].log();
     assert!(log.contains("comes over NIXL") && !log.contains("could not be fetched"), "{log}");
+
+    // One that is killed takes no reader along.
+    let roles = ["prefill", "prefill", "decode"];
+    let mut world = World::start_with(&roles, &flags, &flags, Some(&cache));
+    for round in 0..2 {
+        let mut streams: Vec<_> = expected.iter().map(|(body, _)| world.ask(body)).collect();
+        if round == 1 {
+            world.far[0].kill();
+            world.server.wait_for("is lost: ");
+        }
+        for (stream, (_, tokens)) in streams.iter_mut().zip(&expected) {
+            assert_eq!(&rest(stream), tokens);
+        }
+    }
+    world.wait_until_empty();
 }
 
 #[test]

@@ -86,9 +86,13 @@ impl Nixl {
         // SAFETY: NVIDIA's library may be opened at any time; what it runs then registers classes and nothing else.
         let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) };
         let library = library.map_err(|error| {
+            let reason = std::error::Error::source(&error).map_or_else(
+                || error.to_string(),
+                ToString::to_string,
+            );
             format!(
-                "NIXL is not there ({error}); `stallfree doctor --fetch nixl` brings it, or install it (PyPI: nixl-cu13) and put the \
-                 folder of {FILE} on LD_LIBRARY_PATH"
+                "{FILE} was not found; `stallfree doctor --fetch nixl` brings it, or install it (PyPI: nixl-cu13) and put its folder on \
+                 LD_LIBRARY_PATH ({reason})"
             )
         })?;
         let functions = Functions::find(&library)
