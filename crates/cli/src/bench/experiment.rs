@@ -17,6 +17,7 @@ mod schedule;
 mod table;
 mod techniques;
 mod tensor_pipeline;
+mod tropical;
 
 use std::path::PathBuf;
 
@@ -122,6 +123,11 @@ const EXPERIMENTS: &[Experiment] = &[
         name: "distserve",
         doc: "DistServe, figures 8a, 8b, 9b: requests within objectives, prefill and decode apart or together",
         run: distserve::run,
+    },
+    Experiment {
+        name: "tropical",
+        doc: "Tropical: requests within both objectives over the rate, prefills where decodes have slack",
+        run: tropical::run,
     },
     Experiment {
         name: "schedule",

@@ -1,7 +1,7 @@
 //! The binary as a user starts it, with a tiny model.
 
-mod deployments;
 mod admin;
+mod deployments;
 mod experiments;
 mod instances;
 mod nodes;

@@ -1,5 +1,7 @@
 //! Deployments of several instances under traffic at a rate: what experiments with disaggregation run.
 
+use std::path::Path;
+
 use anyhow::{Result, bail};
 use stallfree_bench::metrics::SloMetric;
 use stallfree_bench::plot::Group;
@@ -102,6 +104,29 @@ impl Lab<'_> {
             0 => bail!("`{line}` completed no request"),
             _ => Ok(ran),
         }
+    }
+
+    /// Runs a deployment on the requests of a trace, at their own times; what fails stays among its records.
+    pub(super) fn replay_fleet(
+        &mut self,
+        fleet: &Fleet,
+        path: &Path,
+        max_model_len: usize,
+    ) -> Result<Ran> {
+        let args = self.args();
+        let model = args.model.as_deref().unwrap_or(&fleet.model);
+        let device = args.device.as_deref().unwrap_or(&fleet.device);
+        let mut argv: Vec<String> = ["stallfree", "bench", "run", model].map(str::to_owned).into();
+        argv.extend([format!("--device={device}"), "--load-format=dummy".to_owned()]);
+        argv.extend(fleet.flags.iter().cloned());
+        argv.extend([
+            format!("--dataset-path={}", path.display()),
+            "--arrivals=replay".to_owned(),
+            format!("--max-model-len={max_model_len}"),
+            "--records=requests".to_owned(),
+            "--no-enable-prefix-caching".to_owned(),
+        ]);
+        Ok(self.bench_run(&argv, !device.starts_with("sim:"))?.0)
     }
 
     /// Runs a deployment at each of `rates` requests a second and GPU; returns its curve of attainment.
