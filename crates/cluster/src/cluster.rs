@@ -227,6 +227,8 @@ impl Drop for Cluster {
             // It ends by itself, once the switchboard is gone.
             heartbeat.thread().unpark();
         }
+        // Here, and not on the thread of an engine that would wait for itself: it may hold the switchboard last.
+        drop(self.instances.take());
     }
 }
 

@@ -304,7 +304,10 @@ impl Directory {
         let mut by_instance: Vec<(InstanceId, Vec<SeqId>)> =
             self.members.iter().map(|member| (member.instance, Vec::new())).collect();
         for (&seq, instance) in &self.leases {
-            by_instance[instance.0 as usize].1.push(seq);
+            // Another process may have named any.
+            if let Some((_, seqs)) = by_instance.get_mut(instance.0 as usize) {
+                seqs.push(seq);
+            }
         }
         by_instance.retain(|(_, seqs)| !seqs.is_empty());
         by_instance

@@ -70,6 +70,11 @@ impl Instances {
         self.0.write().unwrap_or_else(PoisonError::into_inner).push(instance);
     }
 
+    /// Takes all of them out.
+    pub(crate) fn take(&self) -> Vec<Arc<dyn Instance>> {
+        std::mem::take(&mut self.0.write().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Returns all of them.
     pub(crate) fn all(&self) -> Vec<Arc<dyn Instance>> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()

@@ -31,7 +31,7 @@ impl SeqView {
         let num_computed = seq.kv.as_ref().map_or(0, |kv| kv.num_tokens);
         Self {
             num_tokens,
-            num_uncomputed: num_tokens - num_computed,
+            num_uncomputed: num_tokens.saturating_sub(num_computed),
             num_output,
             priority: seq.request.priority,
             arrived: seq.arrived,

@@ -29,6 +29,15 @@ pub struct KvLease {
     pub blocks: Vec<BlockId>,
 }
 
+impl KvLease {
+    /// Returns whether it can be of a sequence with so many known tokens: what comes from another process may be anything.
+    #[must_use]
+    pub fn fits(&self, num_known_tokens: usize, block_size: usize) -> bool {
+        self.num_tokens <= num_known_tokens
+            && self.blocks.len() == self.num_tokens.div_ceil(block_size)
+    }
+}
+
 /// An order to fetch what another instance keeps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KvFetch {
@@ -92,16 +101,10 @@ impl LeaseBook {
         self.lock().granted.remove(&seq);
     }
 
-    /// Returns whether a lease lasts. What was copied out beside the instance's steps is good only if it still does afterwards.
+    /// Returns whether a lease lasts. What was copied out is good only if it still does afterwards.
     #[must_use]
     pub fn holds(&self, lease: LeaseId) -> bool {
-        self.lock().holds(lease)
-    }
-
-    /// Reads under a lease, which cannot end meanwhile; `None` if it has ended.
-    pub fn read<T>(&self, lease: LeaseId, read: impl FnOnce() -> T) -> Option<T> {
-        let leases = self.lock();
-        leases.holds(lease).then(read)
+        self.lock().granted.get(&lease.seq) == Some(&lease.generation)
     }
 
     /// The books are whole after every operation, so that a poisoned lock is as good as new.
@@ -110,25 +113,36 @@ impl LeaseBook {
     }
 }
 
-impl Leases {
-    fn holds(&self, lease: LeaseId) -> bool {
-        self.granted.get(&lease.seq) == Some(&lease.generation)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{LeaseBook, SeqId};
+    use super::{BlockId, InstanceId, KvLease, LeaseBook, LeaseId, SeqId};
+
+    #[test]
+    fn a_lease_fits_what_it_can_be_of() {
+        let check = |num_tokens, num_blocks: u32, num_known, fits| {
+            let id = LeaseId { seq: SeqId(1), generation: 1 };
+            let blocks = (0..num_blocks).map(BlockId).collect();
+            let lease = KvLease { instance: InstanceId(0), id, num_tokens, blocks };
+            assert_eq!(lease.fits(num_known, 16), fits, "{lease:?} of {num_known}");
+        };
+        check(32, 2, 32, true);
+        check(33, 3, 40, true);
+        check(0, 0, 5, true);
+        check(33, 2, 40, false);
+        check(32, 3, 40, false);
+        check(32, 2, 31, false);
+        check(usize::MAX, 1, 40, false);
+    }
 
     #[test]
     fn a_lease_ends_also_if_another_is_granted_for_the_sequence() {
         let book = LeaseBook::default();
         let first = book.grant(SeqId(7));
-        assert!(book.holds(first) && book.read(first, || ()).is_some());
+        assert!(book.holds(first));
         book.revoke(SeqId(7));
         assert!(!book.holds(first));
         let second = book.grant(SeqId(7));
-        assert!(!book.holds(first) && book.read(first, || ()).is_none());
+        assert!(!book.holds(first));
         assert!(book.holds(second));
         let third = book.grant(SeqId(7));
         assert!(!book.holds(second) && book.holds(third));

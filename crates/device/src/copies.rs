@@ -66,7 +66,8 @@ impl Copies {
         Ok(())
     }
 
-    /// Submits all of them to a queue of the GPU that they write to. `across` says whether they come from other GPUs.
+    /// Submits all of them to a queue of the GPU that they write to. `across` says whether they come from other GPUs. The arenas of all
+    /// slices have to live until the queue is done.
     ///
     /// # Errors
     /// The driver refuses; some of the copies may be under way.
@@ -96,8 +97,8 @@ impl Copies {
             flags: flags as u32,
         };
         let mut first = 0;
-        // SAFETY: the lists are of one length and live through the call, which keeps none of them; the driver refuses addresses that
-        // are not its own.
+        // SAFETY: the lists are of one length and live through the call, which keeps none of them; addresses are those of slices, whose
+        // arenas the caller keeps until the stream is done.
         let code = unsafe {
             cu::cuMemcpyBatchAsync_v2(
                 self.to.as_mut_ptr(),
@@ -134,7 +135,8 @@ fn submit_rows(stream: &Stream, to: u64, from: u64, rows: Rows) -> Result<(), De
         WidthInBytes: width,
         Height: count,
     };
-    // SAFETY: the description lives through the call; the driver refuses addresses that are not its own.
+    // SAFETY: the description lives through the call; addresses are those of slices, whose arenas the caller keeps until the stream
+    // is done.
     check("cuMemcpy2DAsync", unsafe { cu::cuMemcpy2DAsync_v2(&raw const copy, stream.raw) })
 }
 

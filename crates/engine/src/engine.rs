@@ -137,7 +137,7 @@ impl Engine {
             return self.refuse(seq, &reason);
         }
         let HandedOver { id, request, arrived, output_tokens, kv, output, progress } = seq;
-        let kv = self.reclaim(kv);
+        let kv = self.reclaim(kv, request.prompt.len() + output_tokens.len());
         if let Err(error) = self.limits().check(&request.prompt) {
             return output.fail(&error.to_string());
         }

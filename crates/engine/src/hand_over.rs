@@ -179,6 +179,10 @@ impl Engine {
 
     /// Reserves blocks for a sequence that another engine is still prefilling, and fetches what there is.
     pub(crate) fn expect(&mut self, offer: &KvOffer, now: Time) {
+        if !offer.kv.fits(offer.tokens.len(), self.info().kv.block_size) {
+            tracing::warn!(seq = %offer.kv.id.seq, instance = %offer.kv.instance, "KV was offered that is none of the sequence");
+            return;
+        }
         let Some(fetch) = self.planner.expect(offer, now) else { return };
         if let Err(reason) = self.executor.fetch(fetch, now) {
             self.end_fetch(offer.kv.id.seq, Some(&reason), now);
@@ -187,14 +191,23 @@ impl Engine {
 
     /// Returns what a sequence has to fetch. What this engine itself has kept for it is freed, and found in the prefix cache if
     /// there is one: an engine that fetched from itself could wait for ever for the room that this takes.
-    pub(crate) fn reclaim(&mut self, kv: Option<Arc<KvLease>>) -> Option<Arc<KvLease>> {
+    pub(crate) fn reclaim(
+        &mut self,
+        kv: Option<Arc<KvLease>>,
+        num_known_tokens: usize,
+    ) -> Option<Arc<KvLease>> {
         let kv = kv?;
+        let fits = kv.fits(num_known_tokens, self.info().kv.block_size);
         let membership = self.membership.as_mut()?;
-        if kv.instance != membership.instance {
+        if kv.instance != membership.instance && fits {
             return Some(kv);
         }
         membership.peers.release(&kv);
-        self.release(kv.id.seq);
+        if kv.instance == membership.instance {
+            self.release(kv.id.seq);
+        } else {
+            tracing::warn!(seq = %kv.id.seq, instance = %kv.instance, "its KV is none of the sequence; it is computed again");
+        }
         None
     }
 

@@ -174,6 +174,9 @@ impl ThreadExecutor {
         for rank in lock(&self.ranks).iter() {
             self.is_lost |= rank.send(Work::Step(Arc::clone(&batch), at)).is_err();
         }
+        if let Some(waker) = lock(&self.waker).as_ref().filter(|_| self.is_lost) {
+            waker.wake_by_ref();
+        }
     }
 
     fn add_rank<B: Backend + 'static>(&mut self, runner: Runner<B>) -> std::io::Result<()> {
@@ -215,7 +218,8 @@ impl ThreadExecutor {
         let memory = copier
             .as_ref()
             .map(|copier| KvMemory { ranks: Arc::clone(copier.ranks()), leases: leases.clone() });
-        let port = RankPort::new(instance, Arc::clone(&self.ranks), leases, memory);
+        let (ranks, num_blocks) = (Arc::clone(&self.ranks), self.geometry.num_blocks);
+        let port = RankPort { instance, ranks, leases, num_blocks, memory };
         ports.open(instance, Arc::new(port));
         self.fetches.join(ports.clone(), instance, copier);
     }
@@ -253,24 +257,16 @@ fn submit_all<B: Backend>(
     failures: &Outbox,
 ) {
     for work in work {
-        let (batch, at) = match work {
-            Work::Step(batch, at) => (batch, at),
-            Work::Read(reading) => {
-                reading.take_part(&mut runner);
-                continue;
-            }
-            Work::Write(writing) => {
-                writing.take_part(&mut runner);
-                continue;
-            }
-        };
         // The runner is dropped after a panic, so nobody sees what it left behind.
-        match guarded(batch.id, || runner.submit(&batch)) {
-            Ok(submitted) => {
-                if start.send(Started { batch: batch.id, at, submitted }).is_err() {
-                    return;
-                }
-            }
+        let done = match work {
+            Work::Step(batch, at) => guarded(batch.id, || runner.submit(&batch))
+                .map(|submitted| start.send(Started { batch: batch.id, at, submitted }).is_ok()),
+            Work::Read(reading) => beside_steps(|| reading.take_part(&mut runner)),
+            Work::Write(writing) => beside_steps(|| writing.take_part(&mut runner)),
+        };
+        match done {
+            Ok(true) => {}
+            Ok(false) => return,
             // Told before the runner is dropped, by which other ranks learn of it: the cause comes first.
             Err(error) => {
                 failures.put(Err(error));
@@ -278,6 +274,14 @@ fn submit_all<B: Backend>(
             }
         }
     }
+}
+
+/// Does what belongs to no batch; a panic is the loss of the executor here, too.
+fn beside_steps(work: impl FnOnce()) -> Result<bool, ExecutorError> {
+    guarded(BatchId(0), || {
+        work();
+        Ok(true)
+    })
 }
 
 /// Waits for batches in the order in which they were started.
@@ -393,5 +397,17 @@ impl Drop for ThreadExecutor {
                 tracing::error!("a thread of the worker panicked");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::beside_steps;
+
+    #[test]
+    fn what_panics_beside_steps_is_a_failure_too() {
+        let error = beside_steps(|| panic!("the GPU is gone")).expect_err("a failure");
+        assert!(error.reason.contains("the GPU is gone"), "{error}");
+        assert_eq!(beside_steps(|| ()).ok(), Some(true));
     }
 }

@@ -25,26 +25,30 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Where others read this executor's blocks.
 #[derive(Debug)]
 pub(crate) struct RankPort {
-    instance: InstanceId,
-    ranks: Ranks,
-    leases: LeaseBook,
+    pub(crate) instance: InstanceId,
+    pub(crate) ranks: Ranks,
+    pub(crate) leases: LeaseBook,
+    /// How many blocks there are.
+    pub(crate) num_blocks: usize,
     /// Where the ranks' caches are, if others may copy from there.
-    memory: Option<KvMemory>,
-}
-
-impl RankPort {
-    pub(crate) const fn new(
-        instance: InstanceId,
-        ranks: Ranks,
-        leases: LeaseBook,
-        memory: Option<KvMemory>,
-    ) -> Self {
-        Self { instance, ranks, leases, memory }
-    }
+    pub(crate) memory: Option<KvMemory>,
 }
 
 impl KvPort for RankPort {
     fn read(&self, lease: LeaseId, blocks: &[BlockId], deliver: Deliver) {
+        let num_blocks = self.num_blocks;
+        if let Some(strange) = blocks.iter().find(|block| block.0 as usize >= num_blocks) {
+            let instance = self.instance;
+            return deliver(Err(format!(
+                "block {strange} was asked for of instance {instance}, which has {num_blocks}"
+            )));
+        }
+        if blocks.len() > num_blocks {
+            let (wanted, instance) = (blocks.len(), self.instance);
+            return deliver(Err(format!(
+                "{wanted} blocks were asked for of instance {instance}, which has {num_blocks}"
+            )));
+        }
         let ranks = lock(&self.ranks);
         let reading = Arc::new(Reading {
             instance: self.instance,
@@ -80,18 +84,33 @@ impl Reading {
     /// Copies a rank's part out; the last one delivers.
     pub(crate) fn take_part<B: Backend>(&self, runner: &mut Runner<B>) {
         let part = runner.kv_part();
-        let read = self.leases.read(self.lease, || runner.read_kv(&self.blocks));
+        let read = self.read(runner);
         let mut state = lock(&self.state);
         let (payload, deliver) = &mut *state;
-        let Some((piece, bytes)) = read else {
-            let reason = format!("instance {} keeps it no more", self.instance);
-            return deliver.take().into_iter().for_each(|deliver| deliver(Err(reason.clone())));
+        let outcome = match read {
+            None => Err(format!("instance {} keeps it no more", self.instance)),
+            Some((piece, bytes)) => {
+                payload.parts.push(KvBytes { part, piece, bytes });
+                if payload.parts.len() < self.num_ranks {
+                    return;
+                }
+                Ok(std::mem::take(payload))
+            }
         };
-        payload.parts.push(KvBytes { part, piece, bytes });
-        if payload.parts.len() == self.num_ranks {
-            let payload = std::mem::take(payload);
-            deliver.take().into_iter().for_each(|deliver| deliver(Ok(payload.clone())));
+        let deliver = deliver.take();
+        drop(state);
+        if let Some(deliver) = deliver {
+            deliver(outcome);
         }
+    }
+
+    /// Steps and copies that are to write into the blocks come later on this thread, once the lease has ended; what others copy in
+    /// beside the steps shows in that.
+    fn read<B: Backend>(&self, runner: &mut Runner<B>) -> Option<(usize, Vec<u8>)> {
+        let holds = || self.leases.holds(self.lease).then_some(());
+        holds()?;
+        let read = runner.read_kv(&self.blocks);
+        holds().map(|()| read)
     }
 }
 
@@ -212,9 +231,14 @@ impl Fetches {
         waker: &SharedWaker,
     ) -> Result<(), String> {
         let from = fetch.lease.instance;
+        let (ended, seq) = (self.ended(waker), fetch.seq);
+        if fetch.blocks.is_empty() {
+            // All of it was found here.
+            ended.add(seq, Ok(()));
+            return Ok(());
+        }
         let port = self.membership.as_ref().and_then(|(ports, _)| ports.get(from));
         let port = port.ok_or_else(|| format!("there is no way to instance {from}"))?;
-        let (ended, seq) = (self.ended(waker), fetch.seq);
         if let Some((copier, memory)) = self.direct(fetch, &*port) {
             let pairs = fetch.sources().iter().copied().zip(fetch.blocks.iter().copied());
             let (from, lease) = (memory.clone(), fetch.lease.id);
@@ -248,5 +272,33 @@ impl Fetches {
 impl std::fmt::Debug for Reading {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Reading").field("lease", &self.lease).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use stallfree_core::{BlockId, InstanceId, LeaseBook, SeqId};
+    use stallfree_transfer::KvPort;
+
+    use super::{RankPort, Ranks};
+
+    #[test]
+    fn blocks_that_are_not_there_are_refused() {
+        let leases = LeaseBook::default();
+        let lease = leases.grant(SeqId(1));
+        let (instance, ranks) = (InstanceId(0), Ranks::default());
+        let port = RankPort { instance, ranks, leases, num_blocks: 4, memory: None };
+        let check = |blocks: &[u32], words: &str| {
+            let (sender, told) = channel();
+            let blocks: Vec<BlockId> = blocks.iter().map(|&block| BlockId(block)).collect();
+            port.read(lease, &blocks, Box::new(move |read| drop(sender.send(read))));
+            let error = told.try_recv().expect("an answer").expect_err("a refusal");
+            assert!(error.contains(words), "{error}");
+        };
+        check(&[0, 4], "block 4");
+        check(&[0; 5], "5 blocks");
+        check(&[0, 3], "instance 0 is lost"); // it has no rank
     }
 }

@@ -159,7 +159,8 @@ impl KvCache {
     /// Copies blocks out.
     pub(super) fn read(&self, blocks: &[u32]) -> Vec<u8> {
         let bytes: &[u8] = bytemuck::cast_slice(&self.memory[self.skip..]);
-        let mut copied = Vec::new();
+        let num_pieces = self.layout.num_layers * self.layout.num_kv_heads;
+        let mut copied = Vec::with_capacity(blocks.len() * num_pieces * self.piece_bytes());
         self.pieces(blocks).for_each(|piece| copied.extend_from_slice(&bytes[piece]));
         copied
     }

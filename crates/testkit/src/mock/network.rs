@@ -64,6 +64,6 @@ impl MockNetwork {
             slots.map(|slot| kv.get(slot)).collect()
         };
         let ended = || format!("instance {from} keeps nothing of sequence {} any more", fetch.seq);
-        leases.read(fetch.lease.id, read).ok_or_else(ended)
+        leases.holds(fetch.lease.id).then(read).ok_or_else(ended)
     }
 }
