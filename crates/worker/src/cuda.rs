@@ -164,14 +164,10 @@ fn connect(
     Ok(())
 }
 
-fn backend_config(
-    checkpoint: &Checkpoint,
-    config: &CudaWorkerConfig,
-    dtype: DtypeChoice,
-    part: Part,
-) -> CudaConfig {
-    let model = checkpoint.config();
-    let dtype = match (dtype, model.dtype) {
+/// Returns the type of a model's activations and keys and values on a GPU.
+#[must_use]
+pub const fn cuda_dtype(model: &ModelConfig, choice: DtypeChoice) -> Dtype {
+    match (choice, model.dtype) {
         (DtypeChoice::F16, _) => Dtype::F16,
         (DtypeChoice::BF16, _) => Dtype::Bf16,
         // Quantized weights have half-precision scales.
@@ -179,7 +175,17 @@ fn backend_config(
             Dtype::Bf16
         }
         (DtypeChoice::Auto | DtypeChoice::F32, _) => Dtype::F16,
-    };
+    }
+}
+
+fn backend_config(
+    checkpoint: &Checkpoint,
+    config: &CudaWorkerConfig,
+    dtype: DtypeChoice,
+    part: Part,
+) -> CudaConfig {
+    let model = checkpoint.config();
+    let dtype = cuda_dtype(model, dtype);
     // Batches of single tokens are filled up to numbers for which steps are recorded.
     let max_tokens = config.max_tokens.next_multiple_of(32);
     CudaConfig {

@@ -13,7 +13,7 @@ mod step_times;
 mod submitted;
 
 pub use cpu::{CpuWorkerConfig, run_cpu_node, start_cpu};
-pub use cuda::{CudaWorkerConfig, start_cuda};
+pub use cuda::{CudaWorkerConfig, cuda_dtype, start_cuda};
 pub use executor::ThreadExecutor;
 pub use ranks::Parallel;
 pub use runner::Runner;

@@ -123,7 +123,10 @@ fn agreement(checkpoint: &Checkpoint, config: &InstanceConfig) -> Result<Agreeme
         block_size: config.block_size,
         kv_type: match &config.device {
             DeviceConfig::Cpu(cpu) => format!("{:?} on a CPU", cpu.kv_type),
-            DeviceConfig::Cuda(_) => "on a GPU".to_owned(),
+            DeviceConfig::Cuda(_) => {
+                let dtype = stallfree_worker::cuda_dtype(checkpoint.config(), config.dtype);
+                format!("{dtype:?} on a GPU")
+            }
             DeviceConfig::Sim(_) => "simulated".to_owned(),
         },
     })

@@ -162,8 +162,13 @@ impl Gate {
         let (out, outbound) = mpsc::channel(4);
         let teller = Teller { clock: Arc::clone(&self.deployment.clock), out: out.clone() };
         let telling = tokio::spawn(teller.tell(ordered, self.closing.clone()));
+        let (gate, joined) = (Arc::clone(&self), Arc::clone(&remote));
+        // A task of its own, so that a panic is the loss of the instance and not that of its keeper.
+        let attending = tokio::spawn(async move { gate.attend(&joined, &mut inbound).await });
         tokio::spawn(async move {
-            let lost = self.attend(&remote, &mut inbound).await;
+            let lost = attending.await;
+            let lost =
+                lost.unwrap_or_else(|error| Some(format!("its news broke the server: {error}")));
             telling.abort();
             if let Some(reason) = lost {
                 self.lose(&remote, &reason);

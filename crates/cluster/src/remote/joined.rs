@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use stallfree_core::{Clock, InstanceId, LeaseBook, SeqId, WallClock};
-use stallfree_engine::{Command, Engine, Membership, ThreadedEngine};
+use stallfree_engine::{Command, Engine, Membership, Peers as _, ThreadedEngine};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -264,9 +264,11 @@ impl Obeying {
             OrderKind::Retract(seq) => Command::Retract(SeqId(seq)),
             OrderKind::Renew(seqs) => Command::Renew(seqs.seqs.into_iter().map(SeqId).collect()),
         };
-        // An engine that takes nothing is lost, which the server hears from the uplink.
-        if let Some(engine) = self.engine.get() {
-            drop(engine.send(command));
+        let Some(engine) = self.engine.get() else { return };
+        // An engine that takes nothing is lost, which the server hears from the uplink; a sequence's reader must not, since another
+        // instance goes on with it.
+        if let Err(Command::Resume { seq, .. }) = engine.send(command) {
+            Beyond(Arc::clone(&self.uplink)).take(*seq, Some("the engine takes nothing any more"));
         }
     }
 }
