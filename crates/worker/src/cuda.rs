@@ -83,7 +83,8 @@ pub fn start_cuda(
     let device = runners.first().map_or(String::new(), |runner| runner.backend().device_name());
     // Compiles and loads every kernel, and times products, so that no request waits for it.
     let longest = config.max_tokens.min(kv.num_tokens());
-    for num_tokens in TIMED_ROWS.into_iter().filter(|&rows| rows <= longest) {
+    let ends = TIMED_ROWS.into_iter().filter(|&rows| rows < longest);
+    for num_tokens in ends.chain([longest.min(TIMED_ROWS[TIMED_ROWS.len() - 1])]) {
         run_all(&mut runners, &probe(num_tokens, 0, kv.block_size))?;
     }
     connect(&mut runners, config.parallel, checkpoint.config().hidden_size)?;
