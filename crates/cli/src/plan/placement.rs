@@ -39,6 +39,11 @@ impl Placement {
         }
     }
 
+    /// Returns over how many GPUs an instance of each kind is spread.
+    pub(super) fn sizes(self) -> Vec<ReplicaSpec> {
+        self.fleets().into_iter().map(|fleet| fleet.spec).collect()
+    }
+
     /// Returns how many GPUs it takes.
     pub(super) fn num_gpus(self) -> usize {
         self.fleets().into_iter().map(Fleet::num_gpus).sum()

@@ -68,7 +68,7 @@ pub(super) fn run(bench: &Bench<'_>, args: &PlanArgs) -> Result<Found> {
     let (apart, together): (Vec<_>, Vec<_>) = combined
         .into_iter()
         .partition(|(placement, _)| matches!(placement, Placement::Apart { .. }));
-    let best = [apart, together].into_iter().flat_map(|kind| kind.into_iter().take(top));
+    let best = [apart, together].into_iter().flat_map(|kind| distinct(kind).take(top));
     let chosen: Vec<(Placement, f64)> = best.collect();
     let placements = chosen.par_iter().map(|&(placement, estimate)| {
         let ranked = simulate(bench, args, placement, estimate);
@@ -165,6 +165,18 @@ fn combine(instances: &[Instance], num_gpus: usize) -> Vec<(Placement, f64)> {
     // Of what serves the same, what takes fewer GPUs.
     all.sort_by(|(a, x), (b, y)| y.total_cmp(x).then(a.num_gpus().cmp(&b.num_gpus())));
     all
+}
+
+/// Leaves of placements, the best first, the best of each that differ in their numbers of instances only: estimates say least about those,
+/// because several instances together let a request wait less than each by itself.
+fn distinct(placements: Vec<(Placement, f64)>) -> impl Iterator<Item = (Placement, f64)> {
+    let mut seen = Vec::new();
+    placements.into_iter().filter(move |(placement, _)| {
+        let sizes = placement.sizes();
+        let is_new = !seen.contains(&sizes);
+        seen.push(sizes);
+        is_new
+    })
 }
 
 /// Finds the rate of a whole placement.

@@ -23,8 +23,10 @@ use crate::{instance, model_source};
 /// Rates below this, in requests a second, are none.
 pub(super) const LOWEST: f64 = 0.01;
 
-/// Requests of a trial for each instance, unless the user says.
+/// Requests of a trial for each instance, unless the user says; and as many as come in so many seconds, because what is served within
+/// one request's life says little of what can be served for long.
 const NUM_PROMPTS: usize = 400;
+const SECONDS: f64 = 60.0;
 
 /// Where placements are tried.
 #[derive(Debug)]
@@ -84,8 +86,7 @@ impl<'a> Bench<'a> {
         // Whatever the rate, it is what is looked for.
         let mut workload = args.workload.clone();
         workload.arrivals.request_rate = Rate(1.0);
-        let mut recipe = workload.resolve(&|text| count_tokens(tokenizer.as_ref(), text), 1)?;
-        recipe.num_requests = recipe.num_requests.or(Some(NUM_PROMPTS));
+        let recipe = workload.resolve(&|text| count_tokens(tokenizer.as_ref(), text), 1)?;
         recipe.arrivals.at_rate(1.0)?;
         let (model, gpu) = (found.name().to_owned(), device.gpu.name.clone());
         let (path, workload) = (found.path, recipe.generate()?.name);
@@ -139,7 +140,11 @@ impl<'a> Bench<'a> {
         }
         // As many for each instance that they are for.
         let share = if part == Part::Whole { deployment.instances.len() } else { 1 };
-        recipe.num_requests = recipe.num_requests.map(|count| count * share);
+        let num_requests = match recipe.num_requests {
+            Some(count) => count * share,
+            None => (NUM_PROMPTS * share).max((rate * SECONDS) as usize),
+        };
+        recipe.num_requests = Some(num_requests);
         let mut workload = recipe.generate()?;
         workload.promise(self.slo.of_request());
         let run = RunConfig::exact(vocab_size);

@@ -83,3 +83,15 @@ fn tail_latency_is_the_papers() {
     within("vllm", p99["vllm 1"], 1.3 * 0.75, 1.4 * 1.25);
     within("vllm's growth", p99["vllm 1"] / p99["vllm 0.55"], 1.2, 10.0);
 }
+
+/// DistServe's figure 8a: 2.0 to 3.4 times vLLM's goodput, with each system's own step times.
+#[test]
+fn attainment_is_the_papers() {
+    let both = column("distserve", 5, "both");
+    let at = |deployment: &str, rate: &str| both[&format!("8a opt-13b {deployment} {rate}")];
+    // Their 90 % lie between these rates.
+    within("vllm", at("vllm 1", "0.5"), 0.9, 1.0);
+    within("vllm", at("vllm 1", "0.75"), 0.8, 0.9);
+    within("distserve", at("distserve 3", "1.75"), 0.9, 1.0);
+    within("distserve", at("distserve 3", "2"), 0.0, 0.9);
+}
