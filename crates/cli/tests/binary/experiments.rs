@@ -69,6 +69,18 @@ fn generation_stalls_are_the_papers() {
     }
 }
 
+/// Tropical's rule keeps its promises at 1.5 times the rate of either plain mode, by the paper at 2.
+#[test]
+fn multiplexing_keeps_promises_at_higher_rates() {
+    let text = std::fs::read_to_string(committed("tropical").join("comparison.csv")).unwrap();
+    for plain in ["vllm", "distserve"] {
+        let figure = format!("mooncake: goodput of multiplexing over {plain}'s,");
+        let row = text.lines().find_map(|line| line.strip_prefix(&figure)).expect(plain);
+        let over = row.split(',').next().and_then(|cell| cell.parse().ok()).expect("a number");
+        within(plain, over, 1.5, 100.0);
+    }
+}
+
 /// Figure 1b: Sarathi's P99 time between tokens is flat at 0.30 to 0.35 s, that of vLLM grows to 1.3 or 1.4 s.
 #[test]
 fn tail_latency_is_the_papers() {
