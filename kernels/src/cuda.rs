@@ -10,6 +10,7 @@ mod ceilings;
 mod choice;
 mod decode_gemm_sm90;
 mod error;
+mod exchange;
 mod gather;
 mod kv;
 mod kv_block;

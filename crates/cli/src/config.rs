@@ -12,12 +12,11 @@ use serde_json::{Map, Value, json};
 use stallfree_core::Slo;
 use stallfree_device::{gpu_is_usable, num_gpus};
 use stallfree_kernels::cpu::{CpuConfig, KvType};
-use stallfree_kernels::cuda::MAX_RANKS;
 use stallfree_models::DtypeChoice;
 use stallfree_scheduler::{Ordering, Registry, SchedulerConfig};
 use stallfree_server::{CorsConfig, Limits, ReportConfig};
 use stallfree_sim::{Calibration, Factors, Gpu};
-use stallfree_worker::{KvSize, Parallel};
+use stallfree_worker::{Exchange, GpuRanks, KvSize, Parallel};
 
 use crate::args::{
     Auto, CacheArgs, DeviceKind, Dtype, EngineArgs, Kernels, LoadFormat, ModelArgs, SchedulerArgs,
@@ -122,8 +121,12 @@ pub(crate) struct GpuConfig {
     pub(crate) kernel_cache: PathBuf,
     /// The share of its memory to take.
     pub(crate) memory_utilization: f64,
-    /// Keeps to Ampere's instructions.
-    pub(crate) ampere_path: bool,
+    /// Which instructions to keep to.
+    pub(crate) kernels: Kernels,
+    /// Whether ranks may talk through each other's memory, where they reach it.
+    pub(crate) peer_memory: bool,
+    /// Whether steps of single tokens are recorded.
+    pub(crate) records: bool,
 }
 
 /// Where weights come from.
@@ -195,6 +198,11 @@ pub(crate) struct FrontConfig {
 }
 
 impl InstanceConfig {
+    /// Returns how many ranks this process has.
+    pub(crate) fn num_local_ranks(&self) -> usize {
+        self.parallel.world_size() / self.nodes.as_ref().map_or(1, |nodes| nodes.count)
+    }
+
     /// Resolves the flags that concern the engine.
     ///
     /// # Errors
@@ -319,8 +327,8 @@ fn nodes(cache: &CacheArgs, parallel: Parallel, device: &DeviceConfig) -> Result
     if *nnodes == 1 {
         return Ok(None);
     }
-    if !matches!(device, DeviceConfig::Cpu(_)) {
-        bail!("--nnodes {nnodes}: several processes compute on CPUs only; add --device cpu");
+    if device.is_simulated() {
+        bail!("--nnodes {nnodes}: a simulation needs one process; leave it out");
     }
     if !ranks.is_multiple_of(*nnodes) {
         bail!(
@@ -343,7 +351,9 @@ fn device(dtype: Dtype, cache: &CacheArgs, environment: &Environment) -> Result<
     let on_gpu = GpuConfig {
         kernel_cache: environment.kernels(),
         memory_utilization: cache.gpu_memory_utilization,
-        ampere_path: cache.kernels == Kernels::Sm80,
+        kernels: cache.kernels,
+        peer_memory: !cache.disable_custom_all_reduce,
+        records: !cache.enforce_eager,
     };
     match (gpu_problem(cache), &cache.device) {
         (None, _) => Ok(DeviceConfig::Cuda(on_gpu)),
@@ -359,21 +369,23 @@ fn device(dtype: Dtype, cache: &CacheArgs, environment: &Environment) -> Result<
     }
 }
 
-/// Says what keeps as many GPUs as are asked for from being used.
+/// Says what keeps as many GPUs as are asked for from being used, or from talking to each other.
 fn gpu_problem(cache: &CacheArgs) -> Option<String> {
-    let (tensor, stages) = (cache.tensor_parallel_size, cache.pipeline_parallel_size);
-    let count = num_gpus();
-    match gpu_is_usable(0) {
-        Err(problem) => Some(problem.to_string()),
-        Ok(()) if count < tensor * stages => Some(format!(
-            "--tensor-parallel-size {tensor} and --pipeline-parallel-size {stages} need {} GPUs, and the driver lists {count}",
-            tensor * stages
-        )),
-        Ok(()) if tensor > MAX_RANKS => {
-            Some(format!("--tensor-parallel-size: at most {MAX_RANKS} GPUs share a layer"))
-        }
-        Ok(()) => None,
+    let (tensor, stages, nodes) =
+        (cache.tensor_parallel_size, cache.pipeline_parallel_size, cache.nnodes);
+    let (count, needed) = (num_gpus(), (tensor * stages).div_ceil(nodes));
+    if let Err(problem) = gpu_is_usable(0) {
+        return Some(problem.to_string());
     }
+    if count < needed {
+        let each = if nodes > 1 { " on each of the nodes" } else { "" };
+        return Some(format!(
+            "--tensor-parallel-size {tensor} and --pipeline-parallel-size {stages} need {needed} GPUs{each}, and the driver lists {count}"
+        ));
+    }
+    let peer_memory = !cache.disable_custom_all_reduce;
+    let ranks = GpuRanks { gpus: 0..needed, tensor, num_nodes: nodes, peer_memory };
+    Exchange::choose(&ranks).err().map(|problem| problem.to_string())
 }
 
 fn simulated(name: &str, cache: &CacheArgs) -> Result<DeviceConfig> {

@@ -26,10 +26,10 @@ use stallfree_tokenizer::{ChatTemplate, GgufVocab, Tokenizer};
 use stallfree_transfer::Ports;
 use stallfree_worker::{CpuWorkerConfig, CudaWorkerConfig, NodeConfig, Parallel, WorkerReport};
 
-use crate::args::Auto;
+use crate::args::{Auto, Kernels};
 use crate::config::{
-    DeploymentConfig, DeviceConfig, GenerationFrom, InstanceConfig, TemplateFrom, TokenBudget,
-    TokenizerFrom, WeightsFrom,
+    DeploymentConfig, DeviceConfig, GenerationFrom, GpuConfig, InstanceConfig, TemplateFrom,
+    TokenBudget, TokenizerFrom, WeightsFrom,
 };
 use crate::console;
 use members::Seat;
@@ -249,41 +249,20 @@ fn start_worker(
         Auto::Exactly(count) => count,
         Auto::Fit => model_len,
     };
-    let max_kv_tokens = config.scheduler.max_num_seqs.saturating_mul(wanted);
     let progress = console::LoadProgress::new("Loading weights");
     let show = |done, total| progress.show(done, total);
     let options =
         LoadOptions { dtype: config.dtype, progress: Some(&show), ..LoadOptions::default() };
-    let InstanceConfig { block_size, kv_size, .. } = *config;
     let (mut executor, worker) = match &config.device {
         DeviceConfig::Sim(device) => bail!("{} computes nothing", device.gpu.name),
         DeviceConfig::Cpu(cpu) => {
             let worker = cpu_worker(checkpoint, cpu, config, wanted);
-            if let Some(nodes) = &worker.nodes {
-                if nodes.node > 0 {
-                    bail!("--node-rank {}: only `stallfree serve` joins others", nodes.node);
-                }
-                tracing::info!(
-                    "Waiting for {} more nodes at {}",
-                    nodes.num_nodes - 1,
-                    nodes.master
-                );
-            }
+            await_nodes(worker.nodes.as_ref())?;
             stallfree_worker::start_cpu(checkpoint, &worker, &options)?
         }
         DeviceConfig::Cuda(gpu) => {
-            let worker = CudaWorkerConfig {
-                parallel: config.parallel,
-                first_gpu: config.first_gpu,
-                kernel_cache: gpu.kernel_cache.clone(),
-                ampere_path: gpu.ampere_path,
-                block_size,
-                kv_size,
-                gpu_memory_utilization: gpu.memory_utilization,
-                max_kv_tokens,
-                max_tokens: longest_step(config, wanted)?,
-                recorded: (config.scheduler.max_num_seqs, wanted),
-            };
+            let worker = cuda_worker(checkpoint, gpu, config, wanted)?;
+            await_nodes(worker.nodes.as_ref())?;
             let progress = console::LoadProgress::new("Recording steps");
             let recording = |done: usize, total: usize| progress.show(done as u64, total as u64);
             stallfree_worker::start_cuda(checkpoint, &worker, &options, &recording)?
@@ -296,6 +275,35 @@ fn start_worker(
     Ok(Started { executor: Box::new(executor), worker, model_len, vocab_size })
 }
 
+/// Says that node 0 waits for others, if this is it.
+fn await_nodes(nodes: Option<&NodeConfig>) -> Result<()> {
+    let Some(NodeConfig { num_nodes, node, master, .. }) = nodes else { return Ok(()) };
+    if *node > 0 {
+        bail!("--node-rank {node}: only `stallfree serve` joins others");
+    }
+    tracing::info!("Waiting for {} more nodes at {master}", num_nodes - 1);
+    Ok(())
+}
+
+/// Returns how this process meets those that share the ranks with it; all must have `limits` in common.
+fn nodes(checkpoint: &Checkpoint, config: &InstanceConfig, limits: &str) -> Option<NodeConfig> {
+    let Parallel { tensor, pipeline } = config.parallel;
+    let nodes = config.nodes.as_ref()?;
+    Some(NodeConfig {
+        num_nodes: nodes.count,
+        node: nodes.node,
+        master: nodes.master.clone(),
+        ranks_per_node: config.num_local_ranks(),
+        agreement: format!(
+            "{} with --tensor-parallel-size {tensor} --pipeline-parallel-size {pipeline} --nnodes {} --block-size {}{limits}",
+            checkpoint.describe(),
+            nodes.count,
+            config.block_size
+        ),
+        patience: NODE_PATIENCE,
+    })
+}
+
 /// Returns how to start this process's ranks on the CPU.
 fn cpu_worker(
     checkpoint: &Checkpoint,
@@ -303,24 +311,10 @@ fn cpu_worker(
     config: &InstanceConfig,
     max_model_len: usize,
 ) -> CpuWorkerConfig {
-    let Parallel { tensor, pipeline } = config.parallel;
-    let nodes = config.nodes.as_ref().map(|nodes| NodeConfig {
-        num_nodes: nodes.count,
-        node: nodes.node,
-        master: nodes.master.clone(),
-        ranks_per_node: config.parallel.world_size() / nodes.count,
-        agreement: format!(
-            "{} with --tensor-parallel-size {tensor} --pipeline-parallel-size {pipeline} --nnodes {} --block-size {}",
-            checkpoint.describe(),
-            nodes.count,
-            config.block_size
-        ),
-        patience: NODE_PATIENCE,
-    });
     CpuWorkerConfig {
         cpu: cpu.clone(),
         parallel: config.parallel,
-        nodes,
+        nodes: nodes(checkpoint, config, " --device cpu"),
         block_size: config.block_size,
         kv_size: config.kv_size,
         max_kv_tokens: config.scheduler.max_num_seqs.saturating_mul(max_model_len),
@@ -329,13 +323,42 @@ fn cpu_worker(
     }
 }
 
+/// Returns how to start this process's ranks on GPUs.
+fn cuda_worker(
+    checkpoint: &Checkpoint,
+    gpu: &GpuConfig,
+    config: &InstanceConfig,
+    max_model_len: usize,
+) -> Result<CudaWorkerConfig> {
+    let (max_tokens, max_num_seqs) =
+        (longest_step(config, max_model_len)?, config.scheduler.max_num_seqs);
+    // Ranks that cut a batch in other passes would wait for each other's without end.
+    let dtype = format!("{:?}", config.dtype).to_lowercase();
+    let limits = format!(
+        " --device cuda --dtype {dtype} --max-num-batched-tokens {max_tokens} --max-num-seqs {max_num_seqs} --max-model-len {max_model_len}"
+    );
+    Ok(CudaWorkerConfig {
+        parallel: config.parallel,
+        nodes: nodes(checkpoint, config, &limits),
+        peer_memory: gpu.peer_memory,
+        first_gpu: config.first_gpu,
+        kernel_cache: gpu.kernel_cache.clone(),
+        ampere_path: gpu.kernels == Kernels::Sm80,
+        block_size: config.block_size,
+        kv_size: config.kv_size,
+        gpu_memory_utilization: gpu.memory_utilization,
+        max_kv_tokens: max_num_seqs.saturating_mul(max_model_len),
+        max_tokens,
+        recorded: (if gpu.records { max_num_seqs } else { 0 }, max_model_len),
+    })
+}
+
 /// Runs the ranks of a process other than the one that answers, until that one ends.
 ///
 /// # Errors
-/// The model can't be read, the processes don't meet, or a rank fails.
+/// The model can't be read, the processes don't meet, a rank fails, or another process is lost.
 pub(crate) fn run_node(path: &Path, config: &InstanceConfig) -> Result<()> {
     let checkpoint = open(path, config.weights)?;
-    let DeviceConfig::Cpu(cpu) = &config.device else { bail!("nodes compute on CPUs") };
     let progress = console::LoadProgress::new("Loading weights");
     let show = |done, total| progress.show(done, total);
     let options =
@@ -344,12 +367,22 @@ pub(crate) fn run_node(path: &Path, config: &InstanceConfig) -> Result<()> {
         Auto::Exactly(count) => count,
         Auto::Fit => checkpoint.config().max_model_len(),
     };
-    let worker = cpu_worker(&checkpoint, cpu, config, max_model_len);
-    if let Some(nodes) = &worker.nodes {
-        tracing::info!("Joining node 0 at {}", nodes.master);
-    }
+    let joining = config.nodes.as_ref().map_or("", |nodes| &nodes.master);
+    tracing::info!("Joining node 0 at {joining}");
     let started = || tracing::info!("Computing for node 0");
-    stallfree_worker::run_cpu_node(&checkpoint, &worker, &options, started)?;
+    match &config.device {
+        DeviceConfig::Cpu(cpu) => {
+            let worker = cpu_worker(&checkpoint, cpu, config, max_model_len);
+            stallfree_worker::run_cpu_node(&checkpoint, &worker, &options, started)?;
+        }
+        DeviceConfig::Cuda(gpu) => {
+            let worker = cuda_worker(&checkpoint, gpu, config, max_model_len)?;
+            let progress = console::LoadProgress::new("Recording steps");
+            let recording = |done: usize, total: usize| progress.show(done as u64, total as u64);
+            stallfree_worker::run_cuda_node(&checkpoint, &worker, &options, &recording, started)?;
+        }
+        DeviceConfig::Sim(_) => bail!("a simulation needs no nodes"),
+    }
     tracing::info!("Node 0 has ended");
     Ok(())
 }

@@ -77,6 +77,12 @@ impl ControlSender {
     pub fn send(&self, bytes: &[u8]) -> io::Result<()> {
         self.0.send(bytes)
     }
+
+    /// Ends the connection at once, whoever else could still send.
+    pub fn close(&self) {
+        let stream = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let _gone = stream.shutdown(Shutdown::Both);
+    }
 }
 
 impl ControlReceiver {
@@ -86,7 +92,14 @@ impl ControlReceiver {
     /// The other node is gone.
     pub fn recv(&mut self) -> io::Result<Vec<u8>> {
         loop {
-            let bytes = read_frame(&mut self.0)?;
+            let bytes = read_frame(&mut self.0).map_err(|error| match error.kind() {
+                // What the end of a read timeout looks like.
+                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                    let silence = format!("it said nothing for {} s", SILENCE.as_secs());
+                    io::Error::new(io::ErrorKind::TimedOut, silence)
+                }
+                _ => error,
+            })?;
             if !bytes.is_empty() {
                 return Ok(bytes);
             }

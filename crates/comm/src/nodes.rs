@@ -41,7 +41,18 @@ pub struct Joined {
     pub controls: Vec<Control>,
 }
 
-/// Meets the other processes; returns once all are there.
+/// Meets the other processes, whose ranks talk in another way; returns once all are there: what leads to each other node, or, on
+/// another node than 0, to node 0.
+///
+/// # Errors
+/// As [`join`].
+pub fn meet(config: &NodeConfig) -> Result<Vec<Control>, NodeError> {
+    // Nobody connects to a rank.
+    let (controls, _) = if config.node == 0 { gather(config, 0)? } else { report(config, 0)? };
+    Ok(controls)
+}
+
+/// Meets the other processes, and joins the ranks of all; returns once all are there.
 ///
 /// # Errors
 /// They don't come, or were started for something else; a connection fails.
@@ -357,7 +368,8 @@ mod tests {
         assert_eq!(controls[2][0].receiver.recv().expect("received"), b"to node 2");
         drop((ranks.pop(), controls.pop()));
         assert_eq!(ranks[0].recv(5), Err(Lost { rank: 5 }));
-        assert!(controls[0][1].receiver.recv().is_err());
+        let gone = controls[0][1].receiver.recv().expect_err("it is gone").to_string();
+        assert_eq!(gone, "the connection closed");
     }
 
     #[test]

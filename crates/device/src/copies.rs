@@ -27,6 +27,38 @@ pub struct Rows {
     pub to_pitch: usize,
 }
 
+impl Rows {
+    /// Checks that both ranges hold them; returns how many bytes there are.
+    fn check(self, to: DeviceSlice, from: DeviceSlice) -> Result<usize, DeviceError> {
+        let Some(between) = self.count.checked_sub(1) else { return Ok(0) };
+        for (slice, pitch) in [(to, self.to_pitch), (from, self.from_pitch)] {
+            let needed = between * pitch + self.width;
+            if slice.len() < needed {
+                return Err(DeviceError::CopySize { host: needed, device: slice.len() });
+            }
+        }
+        Ok(self.width * self.count)
+    }
+}
+
+impl Stream {
+    /// Copies rows within the device, in order. It can be recorded.
+    ///
+    /// # Errors
+    /// A range does not hold them, or an earlier failure of the context.
+    pub fn copy_rows(
+        &self,
+        to: DeviceSlice,
+        from: DeviceSlice,
+        rows: Rows,
+    ) -> Result<(), DeviceError> {
+        match rows.check(to, from)? {
+            0 => Ok(()),
+            _ => submit_rows(self, to.address(), from.address(), rows),
+        }
+    }
+}
+
 impl Copies {
     /// Adds rows that begin with the two ranges.
     ///
@@ -39,12 +71,8 @@ impl Copies {
         rows: Rows,
     ) -> Result<(), DeviceError> {
         let Rows { width, count, from_pitch, to_pitch } = rows;
-        let Some(between) = count.checked_sub(1) else { return Ok(()) };
-        for (slice, pitch) in [(to, to_pitch), (from, from_pitch)] {
-            let needed = between * pitch + width;
-            if slice.len() < needed {
-                return Err(DeviceError::CopySize { host: needed, device: slice.len() });
-            }
+        if rows.check(to, from)? == 0 {
+            return Ok(());
         }
         let (to, from) = (to.address(), from.address());
         if count > 1 && (from_pitch, to_pitch) != (width, width) {

@@ -1,5 +1,6 @@
 //! One GPU: its context and what it can do.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use cudarc::driver::sys as cu;
@@ -96,13 +97,7 @@ impl Device {
     /// There is no path between them.
     pub fn reach(&self, peer: &Self) -> Result<(), DeviceError> {
         self.bind()?;
-        let mut can = 0;
-        // SAFETY: both handles came from cuDeviceGet, and the pointer is to a live integer.
-        let code = unsafe { cu::cuDeviceCanAccessPeer(&raw mut can, self.handle, peer.handle) };
-        check("cuDeviceCanAccessPeer", code)?;
-        if can == 0 {
-            return Err(DeviceError::OutOfReach { from: self.ordinal, to: peer.ordinal });
-        }
+        check_path((self.ordinal, self.handle), (peer.ordinal, peer.handle))?;
         // SAFETY: this thread's context is set, and the peer's is retained until its drop.
         match unsafe { cu::cuCtxEnablePeerAccess(peer.context, 0) } {
             cu::CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED => Ok(()),
@@ -139,6 +134,28 @@ impl Drop for Device {
         // SAFETY: retained in `open`, released once.
         let _ = unsafe { cu::cuDevicePrimaryCtxRelease_v2(self.handle) };
     }
+}
+
+/// Says whether each of some GPUs can use the memory of every other one; takes none of it.
+///
+/// # Errors
+/// Two of them cannot, or there are fewer.
+pub fn check_reach(gpus: Range<usize>) -> Result<(), DeviceError> {
+    let gpus: Vec<_> = gpus.map(|gpu| Ok((gpu, find(gpu)?))).collect::<Result<_, DeviceError>>()?;
+    for &from in &gpus {
+        for &to in gpus.iter().filter(|to| to.0 != from.0) {
+            check_path(from, to)?;
+        }
+    }
+    Ok(())
+}
+
+fn check_path(from: (usize, cu::CUdevice), to: (usize, cu::CUdevice)) -> Result<(), DeviceError> {
+    let mut can = 0;
+    // SAFETY: both handles came from cuDeviceGet, and the pointer is to a live integer.
+    let code = unsafe { cu::cuDeviceCanAccessPeer(&raw mut can, from.1, to.1) };
+    check("cuDeviceCanAccessPeer", code)?;
+    if can == 0 { Err(DeviceError::OutOfReach { from: from.0, to: to.0 }) } else { Ok(()) }
 }
 
 /// Says whether `libcuda` can be loaded; every other driver call needs it.

@@ -43,7 +43,7 @@ pub enum DeviceError {
         count: usize,
     },
     /// Two GPUs cannot use each other's memory.
-    #[error("GPU {from} cannot reach the memory of GPU {to}, which ranks that share a layer need")]
+    #[error("GPU {from} cannot reach the memory of GPU {to}")]
     OutOfReach {
         /// The one that would read.
         from: usize,

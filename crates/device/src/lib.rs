@@ -25,7 +25,7 @@ pub use blas::{Gemm, GemmPlan, GemmSpec, Lt};
 pub use compile::{Arch, Cubin, FunctionUse, Source, compile, compiler_knows, compiler_version};
 pub use copies::{Copies, Rows};
 pub use cubin_cache::CubinCache;
-pub use device::{Device, DeviceProps};
+pub use device::{Device, DeviceProps, check_reach};
 pub use error::DeviceError;
 pub use graph::{Graph, begin_capture, capture, end_capture};
 pub use libraries::{Library, LoadedLibrary, find_library, search_libraries_in};

@@ -12,7 +12,7 @@ use crate::{Device, DeviceError};
 const ALIGN: usize = 256;
 
 /// A range of device memory. It is a name, not an owner: it means something as long as its arena lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct DeviceSlice {
     address: u64,
     len: usize,

@@ -1,5 +1,6 @@
 //! Queues of device work, and marks in them.
 
+use std::ffi::c_void;
 use std::sync::Arc;
 
 use cudarc::driver::sys as cu;
@@ -35,6 +36,12 @@ impl Stream {
     #[must_use]
     pub const fn device(&self) -> &Arc<Device> {
         &self.device
+    }
+
+    /// Returns the driver's handle of the queue, for libraries that submit to it; it means something as long as the queue lives.
+    #[must_use]
+    pub const fn handle(&self) -> *mut c_void {
+        self.raw.cast()
     }
 
     /// Waits until the queue is empty.

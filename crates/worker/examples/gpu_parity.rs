@@ -36,6 +36,7 @@ fn cuda(dtype: Dtype, ampere_path: bool) -> CudaBackend {
         weight_bytes: 2 << 30,
         max_tokens: 4096,
         activation_bytes: ActivationBytes { base: 64 << 20, layer: 1 << 30, logits: 1 << 30 },
+        records: true,
     })
     .unwrap()
 }

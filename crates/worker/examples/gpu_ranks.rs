@@ -34,6 +34,8 @@ fn kernel_cache() -> PathBuf {
 fn start(checkpoint: &Checkpoint, tensor: usize, pipeline: usize) -> ThreadExecutor {
     let config = CudaWorkerConfig {
         parallel: Parallel { tensor, pipeline },
+        nodes: None,
+        peer_memory: true,
         first_gpu: 0,
         kernel_cache: kernel_cache(),
         ampere_path: false,

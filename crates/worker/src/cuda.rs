@@ -1,20 +1,24 @@
-//! Starts a worker on a CUDA GPU: loads the model, takes all memory at once, warms the kernels up.
+//! Starts the ranks of a process on NVIDIA GPUs: loads the model, takes all memory at once, joins the ranks, records steps.
+
+mod sizes;
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
-use stallfree_comm::Part;
+use stallfree_comm::nccl::{Communicator, Communicators};
+use stallfree_comm::{Control, NodeConfig, Part};
 use stallfree_core::{Clock, KvGeometry, WallClock};
-use stallfree_device::Dtype;
-use stallfree_kernels::cuda::{
-    ActivationBytes, CudaBackend, CudaConfig, DECODE_SCRATCH_BYTES, TIMED_ROWS,
-};
-use stallfree_kernels::{Backend, WeightType};
-use stallfree_models::{Checkpoint, DtypeChoice, LoadOptions, Model, ModelConfig};
+use stallfree_kernels::Backend;
+use stallfree_kernels::cuda::{CudaBackend, TIMED_ROWS};
+use stallfree_models::{Checkpoint, DtypeChoice, LoadOptions, Model};
 
+pub use self::sizes::cuda_dtype;
+use self::sizes::{backend_config, num_blocks};
 use crate::cpu::probe;
+use crate::exchange::{Exchange, GpuRanks, join};
+use crate::nodes::{agree_on_blocks, wait_for_all};
 use crate::ranks::{on_each, run_all};
-use crate::runner::HEAD_ROWS;
-use crate::start::free_share;
 use crate::{Error, KvSize, Parallel, Runner, ThreadExecutor, WorkerReport};
 
 /// How to start a worker on a GPU.
@@ -22,7 +26,11 @@ use crate::{Error, KvSize, Parallel, Runner, ThreadExecutor, WorkerReport};
 pub struct CudaWorkerConfig {
     /// Over how many GPUs the model is spread.
     pub parallel: Parallel,
-    /// The first rank's GPU, as the driver counts them; the others' follow.
+    /// The processes that have an equal number of them each; `None` has all in this one.
+    pub nodes: Option<NodeConfig>,
+    /// Whether ranks may talk through each other's memory, where they reach it.
+    pub peer_memory: bool,
+    /// The GPU of this process's first rank, as the driver counts them; the others' follow.
     pub first_gpu: usize,
     /// Where compiled kernels are kept.
     pub kernel_cache: PathBuf,
@@ -38,76 +46,47 @@ pub struct CudaWorkerConfig {
     pub max_kv_tokens: usize,
     /// The most tokens of a pass; no sequence has a longer chunk.
     pub max_tokens: usize,
-    /// The most sequences of a batch for which steps are recorded ahead of time, and the most tokens that one has.
+    /// The most sequences of a batch for which steps are recorded ahead of time, and the most tokens that one has. Without sequences
+    /// no step is ever recorded.
     pub recorded: (usize, usize),
 }
 
-/// Loads `checkpoint` and starts a worker on a GPU. `recording` hears how many steps of how many are recorded.
+impl CudaWorkerConfig {
+    /// Returns which process this is.
+    fn node(&self) -> usize {
+        self.nodes.as_ref().map_or(0, |nodes| nodes.node)
+    }
+
+    /// Returns what the ranks of this process hold.
+    fn parts(&self) -> Vec<Part> {
+        let parts = self.parallel.parts().into_iter();
+        match &self.nodes {
+            None => parts.collect(),
+            Some(nodes) => {
+                let each = nodes.ranks_per_node;
+                parts.skip(nodes.node * each).take(each).collect()
+            }
+        }
+    }
+}
+
+/// Hears how many steps of how many are recorded.
+pub type RecordingProgress<'a> = &'a (dyn Fn(usize, usize) + Sync);
+
+/// Loads `checkpoint` and starts a worker on GPUs. `recording` hears how many steps of how many are recorded.
 ///
 /// # Errors
-/// There is no GPU or library, the checkpoint is unsound, or memory is short.
+/// There is no GPU or library, ranks cannot reach each other, the checkpoint is unsound, or memory is short.
 pub fn start_cuda(
     checkpoint: &Checkpoint,
     config: &CudaWorkerConfig,
     options: &LoadOptions<'_>,
-    recording: &(dyn Fn(usize, usize) + Sync),
+    recording: RecordingProgress<'_>,
 ) -> Result<(ThreadExecutor, WorkerReport), Error> {
-    let clock = WallClock::start();
-    let Parallel { tensor, pipeline } = config.parallel;
-    checkpoint.config().check_split(tensor, pipeline)?;
-    let open = |part| {
-        let backend = CudaBackend::new(backend_config(checkpoint, config, options.dtype, part))?;
-        Ok((part, backend))
-    };
-    let ranks = on_each(config.parallel.parts(), open)?;
-    let opened = clock.now();
-    let ranks = on_each(ranks, |(part, mut backend)| {
-        // The backend converts; matrices stay as they are until then.
-        let dtype = DtypeChoice::Auto;
-        let progress = options.progress.filter(|_| part.rank() == 0);
-        let options = LoadOptions { dtype, part, progress };
-        let model = stallfree_models::load(checkpoint, &mut backend, &options)?;
-        Ok((backend, model))
-    })?;
-    let loaded = clock.now();
-    // Every rank has as many blocks as the one with the least room.
-    let counts = ranks.iter().map(|(backend, model)| num_blocks(backend, &**model, config));
-    let counts: Vec<usize> = counts.collect::<Result<_, Error>>()?;
-    let num_blocks = counts.into_iter().min().unwrap_or(1);
-    let kv = KvGeometry { num_blocks, block_size: config.block_size };
-    let mut runners = on_each(ranks, |(mut backend, model)| {
-        backend.allocate_kv(&model.kv_spec(kv.num_blocks, kv.block_size))?;
-        Ok(Runner::new(backend, model, kv.block_size, config.max_tokens))
-    })?;
-    let allocated = clock.now();
+    let ranks = Ranks::start(checkpoint, config, options, recording)?;
+    let Ranks { runners, controls, kv, exchange, communicators, phases } = ranks;
     let device = runners.first().map_or(String::new(), |runner| runner.backend().device_name());
-    // Compiles and loads every kernel, and times products, so that no request waits for it.
-    let longest = config.max_tokens.min(kv.num_tokens());
-    let ends = TIMED_ROWS.into_iter().filter(|&rows| rows < longest);
-    for num_tokens in ends.chain([longest.min(TIMED_ROWS[TIMED_ROWS.len() - 1])]) {
-        run_all(&mut runners, &probe(num_tokens, 0, kv.block_size))?;
-    }
-    connect(&mut runners, config.parallel, checkpoint.config().hidden_size)?;
-    let warm = clock.now();
-    let (num_seqs, context) = config.recorded;
-    let (num_seqs, context) = (num_seqs.min(config.max_tokens), context.min(kv.num_tokens()));
-    on_each(&mut runners, |runner| {
-        let is_first = runner.part().rank() == 0;
-        let progress = |done, total| {
-            if is_first {
-                recording(done, total);
-            }
-        };
-        runner.prepare(num_seqs, context, &progress);
-        Ok(())
-    })?;
-    let phases = vec![
-        ("open GPU", opened.since_start()),
-        ("load weights", loaded - opened),
-        ("allocate KV cache", allocated - loaded),
-        ("warm up", warm - allocated),
-        ("record steps", clock.now() - warm),
-    ];
+    let device = config.parallel.describe(&device);
     let sum = |bytes: fn(&CudaBackend) -> usize| {
         runners.iter().map(|runner| bytes(runner.backend()) as u64).sum()
     };
@@ -116,43 +95,149 @@ pub fn start_cuda(
         weight_bytes: checkpoint.config().num_parameters() * 2,
         kv_bytes: sum(CudaBackend::kv_bytes),
         activation_bytes: sum(CudaBackend::activation_bytes),
-        device: config.parallel.describe(&device),
+        device: match exchange {
+            Exchange::PeerMemory => device,
+            Exchange::Nccl => format!("{device}, through NCCL"),
+        },
         step_tokens: None,
         phases,
     };
-    Ok((ThreadExecutor::spawn(runners, kv)?, report))
+    let executor = ThreadExecutor::spawn_with_nodes(runners, kv, controls)?;
+    Ok((executor.watched(communicators)?, report))
 }
 
-/// Returns how many blocks a rank has room for.
-fn num_blocks(
-    backend: &CudaBackend,
-    model: &dyn Model<CudaBackend>,
+/// Runs the ranks of a process other than node 0 until node 0 ends. `started` hears when all is ready.
+///
+/// # Errors
+/// As [`start_cuda`], or a rank fails, or another process is lost.
+pub fn run_cuda_node(
+    checkpoint: &Checkpoint,
     config: &CudaWorkerConfig,
-) -> Result<usize, Error> {
-    let spec = model.kv_spec(1, config.block_size);
-    let elements = spec.num_layers * spec.block_size * spec.num_kv_heads * spec.head_dim * 2;
-    let block_bytes = elements as u64 * 2;
-    let memory = backend.memory()?;
-    let enough = config.max_kv_tokens.div_ceil(config.block_size);
-    let num_blocks = config
-        .kv_size
-        .num_blocks(block_bytes, enough, || free_share(memory, config.gpu_memory_utilization))?;
-    let (bytes, free) = (block_bytes.saturating_mul(num_blocks as u64), memory.0 as u64);
-    if bytes > free {
-        return Err(Error::KvCacheTooLarge { bytes, free });
-    }
-    Ok(num_blocks)
+    options: &LoadOptions<'_>,
+    recording: RecordingProgress<'_>,
+    started: impl FnOnce(),
+) -> Result<(), Error> {
+    let ranks = Ranks::start(checkpoint, config, options, recording)?;
+    let Ranks { runners, mut controls, kv, communicators, .. } = ranks;
+    let executor = ThreadExecutor::spawn(runners, kv)?.watched(communicators)?;
+    started();
+    controls.pop().map_or(Ok(()), |control| executor.obey(control))
 }
 
-/// Joins the ranks of each stage, and the stages.
+/// The ranks of this process, ready.
+struct Ranks {
+    runners: Vec<Runner<CudaBackend>>,
+    /// To other processes.
+    controls: Vec<Control>,
+    kv: KvGeometry,
+    exchange: Exchange,
+    communicators: Vec<Arc<Communicator>>,
+    phases: Vec<(&'static str, Duration)>,
+}
+
+/// A rank's GPU with its part of the model.
+type LoadedRank = (CudaBackend, Box<dyn Model<CudaBackend>>);
+
+impl Ranks {
+    fn start(
+        checkpoint: &Checkpoint,
+        config: &CudaWorkerConfig,
+        options: &LoadOptions<'_>,
+        recording: RecordingProgress<'_>,
+    ) -> Result<Self, Error> {
+        let clock = WallClock::start();
+        let mut phases = Vec::new();
+        let mut last = clock.now();
+        let mut done = |phase| {
+            let now = clock.now();
+            phases.push((phase, now - std::mem::replace(&mut last, now)));
+        };
+        let (model, parallel) = (checkpoint.config(), config.parallel);
+        model.check_split(parallel.tensor, parallel.pipeline)?;
+        let parts = config.parts();
+        let exchange = Exchange::choose(&GpuRanks {
+            gpus: config.first_gpu..config.first_gpu + parts.len(),
+            tensor: parallel.tensor,
+            num_nodes: config.nodes.as_ref().map_or(1, |nodes| nodes.num_nodes),
+            peer_memory: config.peer_memory,
+        })?;
+        let mut controls = match &config.nodes {
+            None => Vec::new(),
+            Some(nodes) => {
+                let controls = stallfree_comm::meet(nodes)?;
+                done("meet other nodes");
+                controls
+            }
+        };
+        let ranks = on_each((config.first_gpu..).zip(parts), |rank| {
+            let config = backend_config(model, config, options.dtype, rank);
+            Ok((rank.1, CudaBackend::new(config)?))
+        })?;
+        done("open GPU");
+        let ranks = load(checkpoint, ranks, options)?;
+        done("load weights");
+        let (node, mut joined) = (config.node(), Vec::new());
+        if exchange == Exchange::Nccl {
+            // Before the cache takes what memory is left.
+            let gpus = ranks.iter().map(|(backend, model)| (model.part(), backend.device()));
+            joined = join(gpus, parallel, (node, &mut controls))?;
+            done("join ranks");
+        }
+        // Every rank has as many blocks as the one with the least room.
+        let counts = ranks.iter().map(|(backend, model)| num_blocks(backend, &**model, config));
+        let counts: Vec<usize> = counts.collect::<Result<_, Error>>()?;
+        let least = counts.into_iter().min().unwrap_or(1);
+        let num_blocks = agree_on_blocks(node, &mut controls, least)?;
+        let kv = KvGeometry { num_blocks, block_size: config.block_size };
+        let mut runners = on_each(ranks, |(mut backend, model)| {
+            backend.allocate_kv(&model.kv_spec(kv.num_blocks, kv.block_size))?;
+            Ok(Runner::new(backend, model, kv.block_size, config.max_tokens))
+        })?;
+        done("allocate KV cache");
+        // Compiles and loads every kernel, and times products, so that no request waits for it.
+        let longest = config.max_tokens.min(kv.num_tokens());
+        let ends = TIMED_ROWS.into_iter().filter(|&rows| rows < longest);
+        for num_tokens in ends.chain([longest.min(TIMED_ROWS[TIMED_ROWS.len() - 1])]) {
+            run_all(&mut runners, &probe(num_tokens, 0, kv.block_size))?;
+        }
+        let sizes = (model.hidden_size, model.vocab_size);
+        let communicators = joined.iter().flat_map(Communicators::all).cloned().collect();
+        match exchange {
+            Exchange::PeerMemory if parallel == Parallel::NONE => {}
+            Exchange::PeerMemory => connect(&mut runners, parallel, sizes.0)?,
+            Exchange::Nccl => connect_through_nccl(&mut runners, joined, sizes)?,
+        }
+        done("warm up");
+        record(&mut runners, config, kv, recording)?;
+        // A step waits for all of its ranks, and should not wait for those that still compile.
+        wait_for_all(node, &mut controls)?;
+        done("record steps");
+        Ok(Self { runners, controls, kv, exchange, communicators, phases })
+    }
+}
+
+/// Loads every rank's part.
+fn load(
+    checkpoint: &Checkpoint,
+    ranks: Vec<(Part, CudaBackend)>,
+    options: &LoadOptions<'_>,
+) -> Result<Vec<LoadedRank>, Error> {
+    on_each(ranks.into_iter().enumerate(), |(place, (part, mut backend))| {
+        // The backend converts; matrices stay as they are until then.
+        let dtype = DtypeChoice::Auto;
+        let progress = options.progress.filter(|_| place == 0);
+        let options = LoadOptions { dtype, part, progress };
+        let model = stallfree_models::load(checkpoint, &mut backend, &options)?;
+        Ok((backend, model))
+    })
+}
+
+/// Joins the ranks of each stage, and the stages, by each other's memory.
 fn connect(
     runners: &mut [Runner<CudaBackend>],
     parallel: Parallel,
     hidden_size: usize,
 ) -> Result<(), Error> {
-    if parallel == Parallel::NONE {
-        return Ok(());
-    }
     for stage in runners.chunks_mut(parallel.tensor) {
         let mut ranks: Vec<_> = stage.iter_mut().map(Runner::backend_mut).collect();
         CudaBackend::connect(&mut ranks, hidden_size)?;
@@ -165,65 +250,36 @@ fn connect(
     Ok(())
 }
 
-/// Returns the type of a model's activations and keys and values on a GPU.
-#[must_use]
-pub const fn cuda_dtype(model: &ModelConfig, choice: DtypeChoice) -> Dtype {
-    match (choice, model.dtype) {
-        (DtypeChoice::F16, _) => Dtype::F16,
-        (DtypeChoice::BF16, _) => Dtype::Bf16,
-        // Quantized weights have half-precision scales.
-        (DtypeChoice::Auto | DtypeChoice::F32, Some(WeightType::BF16 | WeightType::F32)) => {
-            Dtype::Bf16
-        }
-        (DtypeChoice::Auto | DtypeChoice::F32, _) => Dtype::F16,
-    }
+/// Joins each rank to the others by its communicators.
+fn connect_through_nccl(
+    runners: &mut [Runner<CudaBackend>],
+    communicators: Vec<Communicators>,
+    (hidden_size, vocab_size): (usize, usize),
+) -> Result<(), Error> {
+    on_each(runners.iter_mut().zip(communicators), |(runner, communicators)| {
+        let backend = runner.backend_mut();
+        Ok(backend.connect_through_nccl(communicators, hidden_size, vocab_size)?)
+    })
+    .map(|_| ())
 }
 
-fn backend_config(
-    checkpoint: &Checkpoint,
+/// Records steps of single tokens ahead of time, on all ranks at once.
+fn record(
+    runners: &mut [Runner<CudaBackend>],
     config: &CudaWorkerConfig,
-    dtype: DtypeChoice,
-    part: Part,
-) -> CudaConfig {
-    let model = checkpoint.config();
-    let dtype = cuda_dtype(model, dtype);
-    // Batches of single tokens are filled up to numbers for which steps are recorded.
-    let max_tokens = config.max_tokens.next_multiple_of(32);
-    CudaConfig {
-        ordinal: config.first_gpu + part.rank(),
-        dtype,
-        kernel_cache: config.kernel_cache.clone(),
-        ampere_path: config.ampere_path,
-        weight_bytes: weight_bytes(model, part, max_tokens),
-        max_tokens,
-        activation_bytes: activation_bytes(model, part, max_tokens),
-    }
-}
-
-/// Returns the bytes of a rank's 16-bit weights, norms, biases and rotary angles, each padded to 256 bytes.
-fn weight_bytes(model: &ModelConfig, part: Part, max_tokens: usize) -> usize {
-    let (num_layers, parameters) = model.held_by(part);
-    let matrices = usize::try_from(parameters).unwrap_or(usize::MAX / 4) * 2;
-    let heads = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim;
-    let vectors = (4 * model.hidden_size + heads + 4 * model.head_dim) * 2;
-    let padding = 16 * 256;
-    matrices + (num_layers + 1) * (vectors + padding) + max_tokens * model.head_dim * 4 + (1 << 20)
-}
-
-fn activation_bytes(model: &ModelConfig, part: Part, max_tokens: usize) -> ActivationBytes {
-    let spec = model.attention_spec(0, part.tensor);
-    let query = spec.num_heads * spec.head_dim;
-    let qkv = query + 2 * spec.num_kv_heads * spec.head_dim;
-    let intermediate = part.tensor.range(model.intermediate_size).len();
-    let row = 5 * model.hidden_size + qkv + 2 * query + 3 * intermediate;
-    // What the embedding holds of each row, and its sum; logits likewise.
-    let (embedded, logits) = match part.tensor.of {
-        1 => (1, model.vocab_size),
-        ranks => (2, model.vocab_size + model.vocab_size.div_ceil(ranks) + 8),
-    };
-    ActivationBytes {
-        base: embedded * max_tokens * model.hidden_size * 2 + (1 << 20),
-        layer: max_tokens * row * 2 + DECODE_SCRATCH_BYTES + (1 << 20),
-        logits: HEAD_ROWS.min(max_tokens) * logits * 4 + 512,
-    }
+    kv: KvGeometry,
+    recording: RecordingProgress<'_>,
+) -> Result<(), Error> {
+    let (num_seqs, context) = config.recorded;
+    let (num_seqs, context) = (num_seqs.min(config.max_tokens), context.min(kv.num_tokens()));
+    on_each(runners.iter_mut().enumerate(), |(place, runner)| {
+        let progress = |done, total| {
+            if place == 0 {
+                recording(done, total);
+            }
+        };
+        runner.prepare(num_seqs, context, &progress);
+        Ok(())
+    })
+    .map(|_| ())
 }

@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use stallfree_comm::Control;
+use stallfree_comm::nccl::Communicator;
 use stallfree_core::{
     Batch, BatchId, Clock, Executor, ExecutorError, InstanceId, KvFetch, KvGeometry, LeaseBook,
     SeqId, StepOutput, Time, WallClock,
@@ -20,6 +21,7 @@ use crate::in_flight::InFlight;
 use crate::kv_port::{Fetches, RankPort, Ranks, Reading, Writing, lock};
 use crate::nodes::{hear_all, tell_all};
 use crate::step_times::StepTimes;
+use crate::watchdog::{Breaker, Wait, Watch};
 use crate::{Runner, SamplerError, Submitted};
 
 pub(crate) type Outcome = Result<StepOutput, ExecutorError>;
@@ -45,6 +47,13 @@ pub struct ThreadExecutor {
     outcomes: Receiver<Outcome>,
     waker: SharedWaker,
     threads: Vec<JoinHandle<()>>,
+    /// What a failure pulls.
+    breaker: Breaker,
+    /// By which ranks wait for others on GPUs: ended once their threads have, and what those recorded is gone.
+    communicators: Vec<Arc<Communicator>>,
+    waits: Vec<Wait>,
+    /// Gone when the watchdog is to end.
+    watchdog: Option<Sender<()>>,
     in_flight: VecDeque<InFlight>,
     times: StepTimes,
     clock: WallClock,
@@ -80,14 +89,20 @@ pub(crate) struct Outbox {
     waker: SharedWaker,
     /// Says whose failure it is, where there are several ranks.
     rank: String,
+    breaker: Breaker,
 }
 
 impl Outbox {
-    /// Returns whether anybody may still read it.
+    /// Returns whether anybody may still read it. A failure frees whoever waits for the one that failed: what their steps then bring
+    /// comes after it, and so to nobody.
     pub(crate) fn put(&self, outcome: Outcome) -> bool {
+        let failed = outcome.is_err();
         let outcome = outcome
             .map_err(|error| ExecutorError { reason: self.rank.clone() + &error.reason, ..error });
         let is_open = self.outcomes.send(outcome).is_ok();
+        if failed {
+            self.breaker.pull();
+        }
         if let Some(waker) = lock(&self.waker).as_ref() {
             waker.wake_by_ref();
         }
@@ -119,6 +134,10 @@ impl ThreadExecutor {
             outcomes,
             waker: SharedWaker::default(),
             threads: Vec::new(),
+            breaker: Breaker::default(),
+            communicators: Vec::new(),
+            waits: Vec::new(),
+            watchdog: None,
             in_flight: VecDeque::new(),
             times: StepTimes::default(),
             clock: WallClock::start(),
@@ -143,6 +162,7 @@ impl ThreadExecutor {
         for (place, Control { sender, receiver }) in controls.into_iter().enumerate() {
             let node = place + 1;
             let (batches, work) = channel();
+            this.breaker.add_node(sender.clone());
             let outbox = this.outbox(String::new());
             let telling = outbox.clone();
             let teller = std::thread::Builder::new()
@@ -157,8 +177,33 @@ impl ThreadExecutor {
         Ok(this)
     }
 
+    /// Looks after ranks that wait for others by these communicators, which end when any rank fails.
+    ///
+    /// # Errors
+    /// The system refuses a thread.
+    pub(crate) fn watched(
+        mut self,
+        communicators: Vec<Arc<Communicator>>,
+    ) -> std::io::Result<Self> {
+        if communicators.is_empty() {
+            return Ok(self);
+        }
+        self.breaker.add_communicators(&communicators);
+        self.communicators.clone_from(&communicators);
+        let (stop, stopped) = channel();
+        let outbox = self.outbox(String::new());
+        let watch = Watch { communicators, waits: self.waits.clone(), clock: self.clock };
+        let thread = std::thread::Builder::new()
+            .name("stallfree-watchdog".to_owned())
+            .spawn(move || watch.run(&stopped, &outbox))?;
+        self.threads.push(thread);
+        self.watchdog = Some(stop);
+        Ok(self)
+    }
+
     fn outbox(&self, rank: String) -> Outbox {
-        Outbox { outcomes: self.sender.clone(), waker: Arc::clone(&self.waker), rank }
+        let (outcomes, waker) = (self.sender.clone(), Arc::clone(&self.waker));
+        Outbox { outcomes, waker, rank, breaker: self.breaker.clone() }
     }
 
     /// Takes out what the ranks answer, for who reads it instead of the engine; it ends with the last rank.
@@ -190,6 +235,8 @@ impl ThreadExecutor {
             size => format!("rank {} of {size}: ", part.rank()),
         };
         let outbox = self.outbox(rank);
+        let wait = Wait::default();
+        self.waits.push(wait.clone());
         let answers = part.stage.is_last() && part.tensor.is_first();
         // The engine bounds the batches; reads and writes are as many as sequences.
         let (batches, work) = channel();
@@ -200,7 +247,7 @@ impl ThreadExecutor {
             .spawn(move || submit_all(runner, &work, &start, &failures))?;
         let collector = std::thread::Builder::new()
             .name(name("collector"))
-            .spawn(move || collect_all(&started, &outbox, answers, clock))?;
+            .spawn(move || collect_all(&started, &outbox, answers, (clock, &wait)))?;
         lock(&self.ranks).push(batches);
         self.threads.extend([worker, collector]);
         Ok(())
@@ -289,11 +336,11 @@ fn collect_all<C: Choice>(
     started: &Receiver<Started<C>>,
     outbox: &Outbox,
     answers: bool,
-    clock: WallClock,
+    (clock, wait): (WallClock, &Wait),
 ) {
     let mut last_done = Time::ZERO;
     for Started { batch, at, submitted } in started {
-        let outcome = guarded(batch, || submitted.wait());
+        let outcome = wait.during(clock, || guarded(batch, || submitted.wait()));
         // The device began it when it was started, or when the one before was done.
         let (began, now) = (at.max(last_done), clock.now());
         last_done = now;
@@ -391,10 +438,19 @@ impl Executor for ThreadExecutor {
 impl Drop for ThreadExecutor {
     fn drop(&mut self) {
         self.fetches.leave();
+        self.watchdog = None;
         lock(&self.ranks).clear(); // ends the workers' loops, and those the collectors'
+        let _in_time = self.breaker.pull_later();
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!("a thread of the worker panicked");
+            }
+        }
+        for communicator in &self.communicators {
+            if !communicator.end() {
+                tracing::warn!(
+                    "NCCL does not give back what it holds; the process may crash when it ends"
+                );
             }
         }
     }

@@ -2,6 +2,7 @@
 
 mod cpu;
 mod cuda;
+mod exchange;
 mod executor;
 mod in_flight;
 mod kv_port;
@@ -11,9 +12,11 @@ mod runner;
 mod start;
 mod step_times;
 mod submitted;
+mod watchdog;
 
 pub use cpu::{CpuWorkerConfig, run_cpu_node, start_cpu};
-pub use cuda::{CudaWorkerConfig, cuda_dtype, start_cuda};
+pub use cuda::{CudaWorkerConfig, RecordingProgress, cuda_dtype, run_cuda_node, start_cuda};
+pub use exchange::{Exchange, GpuRanks};
 pub use executor::ThreadExecutor;
 pub use ranks::Parallel;
 pub use runner::Runner;

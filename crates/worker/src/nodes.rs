@@ -10,24 +10,33 @@ use stallfree_core::{Batch, BatchId, ExecutorError, StepOutput};
 use crate::Error;
 use crate::executor::{Outbox, Outcome, ThreadExecutor, Work};
 
+const TOO_EARLY: &str = "it says something before its time";
+
 /// What node 0 says.
 #[derive(Serialize, Deserialize)]
 enum Told {
+    /// What the ranks of each communicator find each other by.
+    Ids(Vec<Vec<u8>>),
     /// So many blocks are in every cache.
     NumBlocks(usize),
     Batch(Batch),
+    /// There is nothing more to come.
+    End,
 }
 
 /// What another node answers.
 #[derive(Serialize, Deserialize)]
 enum Answer {
+    /// It has come to where all wait for each other.
+    Reached,
     /// For so many blocks there is room.
     NumBlocks(usize),
     Output(StepOutput),
     Failed(BatchId, String),
 }
 
-fn gone(node: usize, problem: impl std::fmt::Display) -> Error {
+/// Returns the error of a node that is not there any more, or does not what it should.
+pub(crate) fn gone(node: usize, problem: impl std::fmt::Display) -> Error {
     Error::Node { node, problem: problem.to_string() }
 }
 
@@ -41,6 +50,42 @@ fn receive<T: DeserializeOwned>(from: &mut ControlReceiver, node: usize) -> Resu
     postcard::from_bytes(&bytes).map_err(|e| gone(node, e))
 }
 
+/// Waits until all nodes have come here; each of them says so once.
+pub(crate) fn wait_for_all(node: usize, controls: &mut [Control]) -> Result<(), Error> {
+    for (place, Control { sender, receiver }) in controls.iter_mut().enumerate() {
+        if node > 0 {
+            return send(sender, 0, &Answer::Reached);
+        }
+        match receive(receiver, place + 1)? {
+            Answer::Reached => {}
+            Answer::NumBlocks(_) | Answer::Output(_) => return Err(gone(place + 1, TOO_EARLY)),
+            Answer::Failed(_, reason) => return Err(gone(place + 1, reason)),
+        }
+    }
+    Ok(())
+}
+
+/// Gives every node what node 0 makes, once all have come here.
+pub(crate) fn share_ids(
+    node: usize,
+    controls: &mut [Control],
+    make: impl FnOnce() -> Result<Vec<Vec<u8>>, Error>,
+) -> Result<Vec<Vec<u8>>, Error> {
+    wait_for_all(node, controls)?;
+    if node > 0 {
+        let control = controls.first_mut().ok_or_else(|| gone(0, "there is no way to it"))?;
+        return match receive(&mut control.receiver, 0)? {
+            Told::Ids(ids) => Ok(ids),
+            Told::NumBlocks(_) | Told::Batch(_) | Told::End => Err(gone(0, TOO_EARLY)),
+        };
+    }
+    let ids = make()?;
+    for (place, control) in controls.iter().enumerate() {
+        send(&control.sender, place + 1, &Told::Ids(ids.clone()))?;
+    }
+    Ok(ids)
+}
+
 /// Finds out how many blocks all nodes have room for; `own` is this one's room. Node 0 asks, the others answer.
 pub(crate) fn agree_on_blocks(
     node: usize,
@@ -52,14 +97,14 @@ pub(crate) fn agree_on_blocks(
         send(sender, 0, &Answer::NumBlocks(own))?;
         return match receive(receiver, 0)? {
             Told::NumBlocks(num_blocks) => Ok(num_blocks),
-            Told::Batch(_) => Err(gone(0, "it sends batches before the number of blocks")),
+            Told::Ids(_) | Told::Batch(_) | Told::End => Err(gone(0, TOO_EARLY)),
         };
     }
     let mut least = own;
     for (place, control) in controls.iter_mut().enumerate() {
         match receive(&mut control.receiver, place + 1)? {
             Answer::NumBlocks(num_blocks) => least = least.min(num_blocks),
-            Answer::Output(_) => return Err(gone(place + 1, "it answers before it was asked")),
+            Answer::Reached | Answer::Output(_) => return Err(gone(place + 1, TOO_EARLY)),
             Answer::Failed(_, reason) => return Err(gone(place + 1, reason)),
         }
     }
@@ -85,6 +130,9 @@ pub(crate) fn tell_all(
             return;
         }
     }
+    // It may be gone, too.
+    drop(send(sender, node, &Told::End));
+    sender.close();
 }
 
 /// On node 0: takes a node's answers, until it is gone.
@@ -93,7 +141,7 @@ pub(crate) fn hear_all(node: usize, mut receiver: ControlReceiver, outbox: &Outb
         let outcome = match receive(&mut receiver, node) {
             Ok(Answer::Output(output)) => Ok(output),
             Ok(Answer::Failed(batch, reason)) => Err(ExecutorError { batch, reason }),
-            Ok(Answer::NumBlocks(_)) => continue,
+            Ok(Answer::Reached | Answer::NumBlocks(_)) => continue,
             Err(error) => Err(ExecutorError { batch: BatchId(0), reason: error.to_string() }),
         };
         let failed = outcome.is_err();
@@ -107,19 +155,25 @@ impl ThreadExecutor {
     /// On another node than 0: computes what node 0 sends until it ends.
     ///
     /// # Errors
-    /// A rank of this node failed; node 0 is told, too.
+    /// A rank of this node failed, and node 0 is told, too; or node 0 is lost.
     pub(crate) fn obey(mut self, control: Control) -> Result<(), Error> {
         let Control { sender, mut receiver } = control;
         let outcomes = self.take_outcomes();
-        let failure = std::thread::scope(|scope| {
+        std::thread::scope(|scope| {
             let answering = scope.spawn(move || answer_all(&outcomes, sender));
-            while let Ok(Told::Batch(batch)) = receive(&mut receiver, 0) {
-                self.pass_on(batch);
-            }
+            let ended = loop {
+                match receive(&mut receiver, 0) {
+                    Ok(Told::Batch(batch)) => self.pass_on(batch),
+                    Ok(Told::End) => break Ok(()),
+                    Ok(Told::Ids(_) | Told::NumBlocks(_)) => {}
+                    Err(lost) => break Err(lost),
+                }
+            };
             drop(self); // ends the ranks, and so the answers
-            answering.join().unwrap_or(None)
-        });
-        failure.map_or(Ok(()), |error| Err(Error::Failed(error)))
+            // Node 0 may have ended because of what failed here.
+            let failure = answering.join().unwrap_or(None);
+            failure.map_or(ended, |error| Err(Error::Failed(error)))
+        })
     }
 }
 
@@ -137,4 +191,76 @@ fn answer_all(outcomes: &Receiver<Outcome>, sender: ControlSender) -> Option<Exe
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::time::Duration;
+
+    use stallfree_comm::{Control, NodeConfig, meet};
+
+    use super::{agree_on_blocks, share_ids, wait_for_all};
+    use crate::Error;
+
+    /// Runs `work` on three nodes that have met.
+    fn on_nodes<T: Send>(
+        work: impl Fn(usize, &mut [Control]) -> Result<T, Error> + Sync,
+    ) -> Vec<Result<T, Error>> {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let port = listener.local_addr().expect("its address").port();
+        drop(listener);
+        let config = |node| NodeConfig {
+            num_nodes: 3,
+            node,
+            master: format!("127.0.0.1:{port}"),
+            ranks_per_node: 1,
+            agreement: "a model".to_owned(),
+            patience: Duration::from_secs(5),
+        };
+        let (work, config) = (&work, &config);
+        std::thread::scope(|scope| {
+            let run = |node| {
+                let mut controls = meet(&config(node))?;
+                work(node, &mut controls)
+            };
+            let nodes: Vec<_> = (0..3).map(|node| scope.spawn(move || run(node))).collect();
+            nodes.into_iter().map(|node| node.join().expect("no panic")).collect()
+        })
+    }
+
+    #[test]
+    fn nodes_agree_before_they_serve() {
+        let ids = vec![vec![7; 128], vec![9; 128]];
+        let agreed = on_nodes(|node, controls| {
+            let ids = share_ids(node, controls, || match node {
+                0 => Ok(ids.clone()),
+                _ => Err(Error::Panic),
+            })?;
+            let num_blocks = agree_on_blocks(node, controls, [30, 10, 20][node])?;
+            wait_for_all(node, controls)?;
+            if node > 0 {
+                // Stays until node 0 has heard of all.
+                drop(controls[0].receiver.recv());
+            }
+            Ok((ids, num_blocks))
+        });
+        for found in agreed {
+            let found = found.expect("all agree");
+            assert_eq!(found, (ids.clone(), 10));
+        }
+    }
+
+    #[test]
+    fn a_node_that_is_lost_before_all_met_is_named() {
+        let outcomes = on_nodes(|node, controls| match node {
+            2 => Err(Error::Panic),
+            _ => share_ids(node, controls, || Ok(Vec::new())),
+        });
+        let text = |node: usize| {
+            outcomes[node].as_ref().err().map(ToString::to_string).unwrap_or_default()
+        };
+        assert!(text(0).contains("node 2 is gone: the connection closed"), "{outcomes:?}");
+        assert!(text(1).contains("node 0 is gone: the connection closed"), "{outcomes:?}");
+    }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use stallfree_comm::NodeError;
+use stallfree_comm::nccl::NcclError;
 use stallfree_core::{ExecutorError, KvGeometry};
 use stallfree_kernels::KernelError;
 use stallfree_kernels::cuda::CudaError;
@@ -84,6 +85,14 @@ pub enum Error {
     /// The processes of a model did not meet.
     #[error(transparent)]
     Join(#[from] NodeError),
+    /// Ranks can only talk through NCCL, and it is not there.
+    #[error("{reason}: ranks can only talk through NCCL; {problem}")]
+    NoNccl {
+        /// Why only so.
+        reason: String,
+        /// What is the matter with it.
+        problem: NcclError,
+    },
     /// Another process is gone.
     #[error("node {node} is gone: {problem}")]
     Node {

@@ -3,6 +3,8 @@
 //! Every op submits to one queue and returns at once; only [`Backend::read`] waits. A CUDA error is fatal for the rank, so ops
 //! have no error to return: they panic, and the executor's thread turns that into the loss of the engine.
 
+mod joining;
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,9 +15,10 @@ use stallfree_device::{
 
 use super::activations::{ActivationBytes, Activations, CudaTensor};
 use super::choice::{Chosen, CudaChoice};
+use super::exchange::{Exchange, column_share};
 use super::kv_block::KvBlock;
 use super::must;
-use super::peers::{PeerOps, StageWires, Then, Wires};
+use super::peers::Then;
 use super::recordings::{Recording, Recordings, padded_context, padded_seqs, shapes};
 use super::step::{Padding, Staging, Step, tiles};
 use super::upload::WeightUpload;
@@ -53,6 +56,8 @@ pub struct CudaConfig {
     pub max_tokens: usize,
     /// Bytes of activations.
     pub activation_bytes: ActivationBytes,
+    /// Whether steps of single tokens are recorded as graphs.
+    pub records: bool,
 }
 
 /// A CUDA GPU as a device that models run on.
@@ -85,10 +90,8 @@ pub struct CudaBackend {
     host: Vec<f32>,
     recordings: Recordings,
     chosen: Chosen,
-    /// The ranks that share its layers, once it is connected to them.
-    peers: Option<(Wires, PeerOps)>,
-    /// The stages around it, likewise.
-    stages: Option<StageWires>,
+    /// To the other ranks, once it is joined to them. After the recordings, which name it, and so dropped after them.
+    exchange: Option<Exchange>,
     _working: DeviceArena,
 }
 
@@ -189,71 +192,26 @@ impl CudaBackend {
             host: Vec::new(),
             recordings: Recordings::default(),
             chosen,
-            peers: None,
-            stages: None,
+            exchange: None,
             _working: working,
         })
     }
 
-    /// Joins the ranks that share each layer, in their order; `hidden_size` is the length of the rows that they sum. Until then a
-    /// rank takes its share for the sum, so that a step which only warms up needs nobody.
-    ///
-    /// # Errors
-    /// Two GPUs cannot reach each other's memory, or it is short.
-    pub fn connect(ranks: &mut [&mut Self], hidden_size: usize) -> Result<(), CudaError> {
-        let num_ranks = ranks.len();
-        let mut ends = Vec::with_capacity(num_ranks);
-        for rank in 0..num_ranks {
-            for peer in (0..num_ranks).filter(|&peer| peer != rank) {
-                ranks[rank].tools.device.reach(&ranks[peer].tools.device)?;
-            }
-            let Self { tools, stream, activations, peers, .. } = &mut *ranks[rank];
-            let (device, start) = (&tools.device, activations.start());
-            let (wires, end) = Wires::new(device, stream, (rank, num_ranks), start)?;
-            *peers = Some((wires, PeerOps::load(tools, hidden_size, num_ranks)?));
-            ends.push(end);
-        }
-        for (wires, _) in ranks.iter_mut().filter_map(|rank| rank.peers.as_mut()) {
-            wires.connect(&ends);
-        }
-        Ok(())
+    /// Returns the GPU.
+    #[must_use]
+    pub const fn device(&self) -> &Arc<Device> {
+        &self.tools.device
     }
 
-    /// Joins the ranks that have the same share of every stage, in the order of stages, once each is joined to those of its stage.
-    ///
-    /// # Errors
-    /// Two GPUs cannot reach each other's memory, or it is short.
-    pub fn connect_stages(ranks: &mut [&mut Self], hidden_size: usize) -> Result<(), CudaError> {
-        for place in 0..ranks.len() {
-            for peer in [place.wrapping_sub(1), place + 1] {
-                if let Some(peer) = ranks.get(peer) {
-                    ranks[place].tools.device.reach(&peer.tools.device)?;
-                }
-            }
-            let Self { tools, stream, config, stages, .. } = &mut *ranks[place];
-            let bytes = config.max_tokens * hidden_size * config.dtype.bytes();
-            *stages = Some(StageWires::new(&tools.device, stream, bytes)?);
-        }
-        for place in 1..ranks.len() {
-            let (before, after) = ranks.split_at_mut(place);
-            if let (Some(before), Some(after)) =
-                (&mut before[place - 1].stages, &mut after[0].stages)
-            {
-                StageWires::connect(before, after);
-            }
-        }
-        Ok(())
-    }
-
-    /// Returns the ranks that share its layers, if there are others.
-    fn sharers(&self) -> Option<&(Wires, PeerOps)> {
-        self.peers.as_ref().filter(|(wires, _)| wires.num_ranks() > 1)
+    /// Returns what joins it to the ranks that share its layers, if there are others.
+    fn sharers(&self) -> Option<&Exchange> {
+        self.exchange.as_ref().filter(|exchange| exchange.num_ranks() > 1)
     }
 
     /// Submits a sum over ranks; before it is joined to any, nothing follows.
     fn all_reduce_then(&self, x: CudaTensor, then: Then) {
-        if let Some((wires, ops)) = &self.peers {
-            must(ops.all_reduce(&self.stream, wires, x, then));
+        if let Some(exchange) = &self.exchange {
+            must(exchange.all_reduce(&self.stream, x, then));
         }
     }
 
@@ -495,6 +453,7 @@ impl Backend for CudaBackend {
 
     fn begin_step(&mut self, inputs: &StepInputs) {
         must(self.tools.device.bind());
+        must(self.exchange.as_ref().map_or(Ok(()), Exchange::check));
         self.activations.clear();
         self.angles_of = None;
         self.tiles = None;
@@ -656,25 +615,25 @@ impl Backend for CudaBackend {
     }
 
     fn gather_columns(&mut self, x: CudaTensor, cols: usize) -> CudaTensor {
-        let Some((wires, ops)) = self.sharers() else { return x };
+        let Some(exchange) = self.sharers() else { return x };
         let out = must(self.activations.take_all_logits(x, cols));
-        let share = cols.div_ceil(wires.num_ranks()).next_multiple_of(8);
-        must(ops.gather_columns(&self.stream, wires, (x, out), share));
+        let share = column_share(cols, exchange.num_ranks());
+        must(exchange.gather_columns(&self.stream, (x, out), share));
         out
     }
 
     fn send(&mut self, x: CudaTensor) {
-        if let (Some(wires), Some((_, ops))) = (&self.stages, &self.peers) {
-            must(ops.send(&self.stream, wires, x));
+        if let Some(exchange) = &self.exchange {
+            must(exchange.send(&self.stream, x));
         }
     }
 
     fn receive(&mut self, cols: usize) -> CudaTensor {
         let out = self.take(self.step().num_tokens, cols);
-        match (&self.stages, &self.peers) {
-            (Some(wires), Some((_, ops))) => must(ops.receive(&self.stream, wires, out)),
+        match &self.exchange {
+            Some(exchange) => must(exchange.receive(&self.stream, out)),
             // A step that only warms up leaves numbers in the cache.
-            _ => must(self.stream.fill(out.data, 0)),
+            None => must(self.stream.fill(out.data, 0)),
         }
         out
     }
@@ -718,12 +677,12 @@ impl Backend for CudaBackend {
     }
 
     fn recorded_shapes(&self, num_seqs: usize, context: usize) -> Vec<StepShape> {
-        shapes(num_seqs, context)
+        if self.config.records { shapes(num_seqs, context) } else { Vec::new() }
     }
 
     fn record(&mut self, ops: &dyn Fn(&mut Self) -> CudaTensor) -> CudaTensor {
         let Some(shape) = self.shape() else { return ops(self) };
-        if !self.recordings.has_run(shape.num_seqs) {
+        if !self.config.records || !self.recordings.has_run(shape.num_seqs) {
             let result = ops(self);
             return self.without_padding(result);
         }
@@ -740,9 +699,9 @@ impl Backend for CudaBackend {
         let Some(shape) = self.shape() else { return };
         if !self.recordings.has_run(shape.num_seqs) {
             // Compiles, loads and chooses, which is no time to wait for others.
-            let joined = (self.peers.take(), self.stages.take());
+            let joined = self.exchange.take();
             ops(self);
-            (self.peers, self.stages) = joined;
+            self.exchange = joined;
             self.activations.clear();
             self.angles_of = None;
         }

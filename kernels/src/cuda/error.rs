@@ -1,5 +1,6 @@
 //! What can go wrong in a launch.
 
+use stallfree_comm::nccl::NcclError;
 use stallfree_device::DeviceError;
 
 /// A launch failed or was refused.
@@ -9,6 +10,9 @@ pub enum CudaError {
     /// The device failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// What ranks tell each other through NCCL failed.
+    #[error(transparent)]
+    Nccl(#[from] NcclError),
     /// An operand is too short for its shape.
     #[error("{operand}: {expected} bytes expected for its shape, got {got}")]
     Bytes {

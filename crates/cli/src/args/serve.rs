@@ -150,6 +150,7 @@ pub(crate) enum SchedulingPolicy {
 /// Where to compute, and with how much memory.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Device and KV cache")]
+#[expect(clippy::struct_excessive_bools, reason = "one field is one flag of the command line")]
 pub(crate) struct CacheArgs {
     /// Where to compute: auto, cpu, cuda, or sim:GPU, which predicts how long steps take and answers
     /// with letters (a100-80g-pcie, a100-80g-sxm, a100-80g-distserve, h100-sxm, h200-sxm, a40-48g,
@@ -162,8 +163,8 @@ pub(crate) struct CacheArgs {
     /// Stages of layers, one after the other, each with its own GPUs
     #[arg(long, value_name = "N", value_parser = positive, default_value = "1")]
     pub(crate) pipeline_parallel_size: usize,
-    /// Processes that share the ranks, started with the same flags but for --node-rank; with --device
-    /// cpu
+    /// Processes that share the ranks, on one host or several, started with the same flags but for
+    /// --node-rank
     #[arg(long, value_name = "N", value_parser = positive, default_value = "1")]
     pub(crate) nnodes: usize,
     /// Which of the processes this is; 0 answers requests
@@ -175,6 +176,12 @@ pub(crate) struct CacheArgs {
     /// The port there
     #[arg(long, value_name = "PORT", default_value_t = 29501)]
     pub(crate) master_port: u16,
+    /// GPUs talk through NCCL, even where they reach each other's memory
+    #[arg(long)]
+    pub(crate) disable_custom_all_reduce: bool,
+    /// Record no steps as CUDA graphs
+    #[arg(long)]
+    pub(crate) enforce_eager: bool,
     /// CPU threads to compute with [default: all cores]
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,

@@ -87,7 +87,7 @@ fn vllms_flags_mean_the_same() {
 #[test]
 fn vllms_other_flags_are_answered_by_name() {
     check("--trust-remote-code", "--trust-remote-code has no effect");
-    check("--enforce_eager --port 1", "--enforce-eager has no effect");
+    check("--disable_cascade_attn --port 1", "--disable-cascade-attn has no effect");
     check("--no-async-scheduling", "--no-async-scheduling has no effect");
     check("--cudagraph-capture-sizes 1 2 4 --port 1", "--cudagraph-capture-sizes has no effect");
     check("-O3", "--compilation-config has no effect");

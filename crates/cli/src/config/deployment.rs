@@ -193,8 +193,8 @@ fn share_gpus(instances: &mut [(Role, InstanceConfig)], num_gpus: usize) -> Resu
     let mut taken = vec![0.0; num_gpus];
     let mut waits = vec![false; num_gpus];
     for (index, (_, config)) in instances.iter_mut().enumerate() {
+        let size = config.num_local_ranks();
         let DeviceConfig::Cuda(gpu) = &mut config.device else { continue };
-        let size = config.parallel.world_size();
         if config.first_gpu + size > num_gpus {
             config.first_gpu %= num_gpus.max(1);
             if config.first_gpu + size > num_gpus {
@@ -232,7 +232,7 @@ mod tests {
     use stallfree_worker::Parallel;
 
     use super::{InstanceConfig, share_gpus};
-    use crate::args::serve_args;
+    use crate::args::{Kernels, serve_args};
     use crate::config::{DeviceConfig, GpuConfig};
     use crate::environment::Environment;
 
@@ -245,7 +245,9 @@ mod tests {
         for &tensor in ranks {
             let gpu = GpuConfig {
                 kernel_cache: PathBuf::new(),
-                ampere_path: false,
+                kernels: Kernels::Auto,
+                peer_memory: true,
+                records: true,
                 memory_utilization: 0.4,
             };
             let parallel = Parallel { tensor, pipeline: 1 };

@@ -2,7 +2,7 @@ use stallfree_scheduler::Ordering;
 use stallfree_worker::KvSize;
 
 use super::{DeviceConfig, GenerationFrom, InstanceConfig, TemplateFrom, TokenBudget};
-use crate::args::serve_args;
+use crate::args::{Kernels, serve_args};
 use crate::environment::Environment;
 
 fn resolve(line: &str) -> Result<InstanceConfig, String> {
@@ -50,8 +50,12 @@ fn a_gpu_is_taken_where_there_is_one() {
     assert_eq!(kind("--device cpu"), Some(None));
     assert_eq!(kind("--device auto").map(|gpu| gpu.is_some()), Some(is_usable));
     assert_eq!(kind("--device cuda").is_some(), is_usable);
-    if let Some(Some(gpu)) = kind("--gpu-memory-utilization 0.5 --kernels sm80") {
-        assert_eq!((gpu.memory_utilization.to_bits(), gpu.ampere_path), (0.5f64.to_bits(), true));
+    if let Some(Some(gpu)) = kind("--gpu-memory-utilization 0.5 --kernels sm80 --enforce-eager") {
+        assert_eq!(
+            (gpu.memory_utilization.to_bits(), gpu.kernels),
+            (0.5f64.to_bits(), Kernels::Sm80)
+        );
+        assert_eq!((gpu.peer_memory, gpu.records), (true, false));
     }
     let blocks = resolve("--num-gpu-blocks-override 7 --kv-cache-memory-bytes 1G").unwrap();
     assert_eq!(blocks.kv_size, KvSize::Blocks(7), "a number of blocks comes before bytes");
@@ -73,6 +77,9 @@ fn what_can_not_work_is_said_before_anything_is_loaded() {
         check("--device cuda", &problem.to_string());
         check("--device cuda", "--device cpu");
     }
+    check("--device cpu --tensor-parallel-size 2 --nnodes 3", "does not divide the 2 ranks");
+    check("--device cpu --tensor-parallel-size 2 --nnodes 2 --node-rank 2", "not below --nnodes 2");
+    check("--device sim:h100-sxm --tensor-parallel-size 2 --nnodes 2", "one process");
     check("--device sim:tpu", "h100-sxm");
     check("--device sim", "sim:h100-sxm");
     check("--threads 0", "at least 1");

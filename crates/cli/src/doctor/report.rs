@@ -6,6 +6,7 @@ use serde::Serialize;
 use stallfree_device::{LinkKind, find_library, gpu_is_usable, probe};
 use stallfree_kernels::cpu::CpuConfig;
 use stallfree_transfer::Nixl;
+use stallfree_worker::GpuRanks;
 
 use crate::environment::{Environment, NIXL_VERSION};
 use crate::models;
@@ -21,6 +22,8 @@ pub(super) struct Report {
     pub(super) driver: Option<Driver>,
     pub(super) gpus: Vec<Gpu>,
     pub(super) links: Vec<Link>,
+    /// How ranks on these GPUs would talk, if there are several.
+    pub(super) exchange: Option<Exchange>,
     pub(super) libraries: Vec<Library>,
     /// The way to RDMA.
     pub(super) nixl: Library,
@@ -71,6 +74,14 @@ pub(super) struct Link {
 }
 
 #[derive(Debug, Serialize)]
+pub(super) struct Exchange {
+    /// Peer memory or NCCL.
+    pub(super) way: Option<&'static str>,
+    /// Why in neither way, and what to do.
+    pub(super) problem: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
 pub(super) struct Library {
     pub(super) name: &'static str,
     pub(super) file: &'static str,
@@ -116,6 +127,7 @@ impl Report {
             platform: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
             cpu: cpu(),
             driver,
+            exchange: exchange(found.gpus.len()),
             gpus: found.gpus.into_iter().map(gpu).collect(),
             links: found.links.into_iter().map(link).collect(),
             libraries: stallfree_device::Library::ALL.map(library).into(),
@@ -173,6 +185,20 @@ fn link(link: stallfree_device::Link) -> Link {
         LinkKind::System => ("across NUMA nodes", 0),
     };
     Link { gpus: link.gpus, kind, num_nvlinks }
+}
+
+fn exchange(num_gpus: usize) -> Option<Exchange> {
+    if num_gpus < 2 {
+        return None;
+    }
+    let ranks = GpuRanks { gpus: 0..num_gpus, tensor: 1, num_nodes: 1, peer_memory: true };
+    Some(match stallfree_worker::Exchange::choose(&ranks) {
+        Ok(stallfree_worker::Exchange::PeerMemory) => {
+            Exchange { way: Some("peer memory"), problem: None }
+        }
+        Ok(stallfree_worker::Exchange::Nccl) => Exchange { way: Some("NCCL"), problem: None },
+        Err(problem) => Exchange { way: None, problem: Some(problem.to_string()) },
+    })
 }
 
 fn library(library: stallfree_device::Library) -> Library {

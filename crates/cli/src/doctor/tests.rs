@@ -2,7 +2,7 @@ use std::collections::HashSet;
 
 use stallfree_device::Library;
 
-use super::report::{Gpu, Link, Report};
+use super::report::{Exchange, Gpu, Link, Report};
 use super::{libraries, text};
 use crate::environment::Environment;
 
@@ -24,6 +24,7 @@ fn every_thing_has_its_line_within_the_width() {
         });
     }
     report.links.push(Link { gpus: [0, 1], kind: "NVLink", num_nvlinks: 18 });
+    report.exchange = Some(Exchange { way: Some("peer memory"), problem: None });
     report.choice.reason =
         Some("libcublasLt.so.13 was not found; ".to_owned() + &"word ".repeat(30));
     let text = text::describe(&report);
@@ -34,6 +35,7 @@ fn every_thing_has_its_line_within_the_width() {
         "Driver ",
         "GPU 0 ",
         "GPU 1 ",
+        "Ranks ",
         "NVRTC ",
         "cuBLASLt ",
         "NCCL ",

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::report::{Gpu, Library, Link, Report};
+use super::report::{Exchange, Gpu, Library, Link, Report};
 use crate::console::{bytes, wrap};
 
 /// Columns of the first column, and of all.
@@ -38,6 +38,9 @@ pub(super) fn describe(report: &Report) -> String {
     report.gpus.iter().for_each(|gpu| line(&format!("GPU {}", gpu.ordinal), &describe_gpu(gpu)));
     for link in &report.links {
         line(&format!("GPU {}-{}", link.gpus[0], link.gpus[1]), &describe_link(link));
+    }
+    if let Some(exchange) = &report.exchange {
+        line("Ranks", &describe_exchange(exchange));
     }
     let libraries = report.libraries.iter().chain([&report.nixl]);
     libraries.for_each(|library| line(library.name, &describe_library(library)));
@@ -100,6 +103,16 @@ fn describe_link(link: &Link) -> String {
     match link.num_nvlinks {
         0 => link.kind.to_owned(),
         count => format!("{}, {count} links", link.kind),
+    }
+}
+
+fn describe_exchange(exchange: &Exchange) -> String {
+    match (exchange.way, &exchange.problem) {
+        (Some("NCCL"), _) => "GPUs cannot all reach each other's memory: through NCCL".to_owned(),
+        (Some(way), _) => {
+            format!("through {way}; with --disable-custom-all-reduce or --nnodes, through NCCL")
+        }
+        (None, problem) => problem.clone().unwrap_or_default(),
     }
 }
 

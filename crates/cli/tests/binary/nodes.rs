@@ -3,6 +3,7 @@
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Stdio};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use stallfree_core::{Clock as _, WallClock};
@@ -23,6 +24,20 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         let _ended = self.0.kill().and_then(|()| self.0.wait());
+    }
+}
+
+impl Node {
+    /// Waits until it has ended by itself; returns its exit code, and none if it is still there after 20 s.
+    fn wait(&mut self) -> Option<i32> {
+        let clock = WallClock::start();
+        while clock.now().since_start().as_secs() < 20 {
+            if let Some(status) = self.0.try_wait().expect("it is ours") {
+                return status.code();
+            }
+            std::thread::sleep(Duration::from_millis(20)); // until it has ended
+        }
+        None
     }
 }
 
@@ -85,4 +100,15 @@ fn requests_are_answered_with_an_error_once_a_process_died() {
     assert!(answer.status().is_server_error(), "{}", answer.status());
     let seconds = clock.now().since_start().as_secs();
     assert!(seconds < 20, "it took {seconds} s");
+}
+
+#[test]
+fn other_processes_end_with_node_0() {
+    let model = tiny_model();
+    for (signal, code) in [("TERM", Some(0)), ("KILL", Some(1))] {
+        let (server, mut other) = start_both(model.path(), [2, 1]);
+        text(&server);
+        server.signal(signal);
+        assert_eq!(other.wait(), code, "{signal}");
+    }
 }

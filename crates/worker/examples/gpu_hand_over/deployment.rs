@@ -71,6 +71,8 @@ pub(crate) fn executor(
 ) -> Outcome<ThreadExecutor> {
     let config = CudaWorkerConfig {
         parallel: member.parallel,
+        nodes: None,
+        peer_memory: true,
         first_gpu: member.first_gpu,
         kernel_cache: std::env::temp_dir().join("stallfree-kernels"),
         ampere_path: false,

@@ -30,6 +30,7 @@ impl Rank {
             weight_bytes: 1 << 20,
             max_tokens: 64,
             activation_bytes: ActivationBytes { base: 1 << 20, layer: 1 << 20, logits: 1 << 20 },
+            records: true,
         })?;
         backend.allocate_kv(&KvSpec {
             num_layers: part.layers.len(),

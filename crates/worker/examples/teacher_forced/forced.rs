@@ -64,6 +64,7 @@ impl Forced<CudaBackend> {
                 layer: 1 << 30,
                 logits: max_tokens * config.vocab_size * 4 + 512,
             },
+            records: true,
         })?;
         Self::start(checkpoint, backend, &LoadOptions::default(), rooms)
     }
