@@ -49,11 +49,13 @@ pub(crate) fn run(args: &ListArgs) -> Result<()> {
     Ok(())
 }
 
-/// Returns the folder that a result belongs to: that of its sweep, if it is of one, else its own.
+/// Returns the folder that a result belongs to: that of its sweep, or of its mode there, if it is of one, else its own.
 fn home(path: &Path, root: &Path) -> PathBuf {
     let own = path.parent().unwrap_or(root);
     let above = own.parent().filter(|above| above.starts_with(root));
-    above.filter(|above| above.join("sweep.csv").is_file()).unwrap_or(own).to_owned()
+    let is_sweep = |folder: &Path| folder.join("sweep.csv").is_file();
+    let belongs = |above: &&Path| is_sweep(above) || above.parent().is_some_and(is_sweep);
+    above.filter(belongs).unwrap_or(own).to_owned()
 }
 
 fn describe(folder: &Path, entry: &Entry, root: &Path) -> String {

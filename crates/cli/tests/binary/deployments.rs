@@ -100,7 +100,11 @@ fn modes_are_compared_per_gpu() {
             dirs.map(|(flag, dir)| format!("{flag}={}", sweep.join(dir).display())).collect();
         let compared = bench(&["compare", &*dirs[0], &*dirs[1], "--ttft-slo=400", "--tpot-slo=60"]);
         assert!(compared.contains("nixl") && compared.contains("simple"), "{compared}");
-        assert!(bench(&["list"]).contains("Stalls: longest gap"));
+        let listed = bench(&["list"]);
+        assert!(listed.contains("Stalls: longest gap"), "{listed}");
+        assert!(
+            listed.contains("/simple (2 files, ") && listed.contains("/disaggregated (2 files, ")
+        );
     };
     let engine = ["opt-13b", "--device=sim:a100-80g-sxm", "--replica-spec", "2,1", "1,1"];
     check(&["simulated", "--vary=request-rate-per-gpu=0.5,2"], &engine, [1.0, 3.0]);
