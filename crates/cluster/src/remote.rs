@@ -15,6 +15,7 @@ mod joined;
 mod message;
 mod remote_instance;
 mod service;
+mod teller;
 mod uplink;
 
 use std::time::Duration;

@@ -23,13 +23,11 @@ use super::message::{
 };
 use super::remote_instance::{MAX_ORDERS, RemoteInstance};
 use super::service::{Instances as Service, WINDOW};
+use super::teller::Teller;
 use super::{Agreement, BEAT, Neighbours, SILENCE};
 use crate::Role;
 use crate::instance::Instances;
 use crate::switchboard::Switchboard;
-
-/// Orders of one message.
-const MAX_BATCH: usize = 64;
 
 /// How instances in other processes join.
 pub struct GateConfig {
@@ -330,34 +328,6 @@ fn ends() -> Status {
 pub(crate) fn broken(status: &Status) -> String {
     let cause = std::error::Error::source(status).map(|cause| format!(" ({cause})"));
     format!("its connection broke: {}{}", status.message(), cause.unwrap_or_default())
-}
-
-/// Sends an instance its orders.
-struct Teller {
-    clock: Arc<dyn Clock>,
-    out: mpsc::Sender<Result<ToInstance, Status>>,
-}
-
-impl Teller {
-    /// Sends orders as they come, and something each second; ends with the deployment.
-    async fn tell(self, mut orders: mpsc::Receiver<Order>, mut closing: watch::Receiver<bool>) {
-        for number in 1.. {
-            let mut batch = Vec::new();
-            tokio::select! {
-                _ = closing.changed() => return,
-                count = orders.recv_many(&mut batch, MAX_BATCH) => {
-                    if count == 0 {
-                        return;
-                    }
-                }
-                () = tokio::time::sleep(BEAT) => {}
-            }
-            let now = convert::time_out(self.clock.now());
-            if self.out.send(Ok(ToInstance { number, now, orders: batch })).await.is_err() {
-                return;
-            }
-        }
-    }
 }
 
 async fn attend_all(listener: TcpListener, gate: Arc<Gate>) {
