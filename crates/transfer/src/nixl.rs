@@ -8,6 +8,6 @@ mod agent;
 mod arena;
 mod library;
 
-pub(crate) use agent::Staged;
 pub use agent::{NixlAgent, NixlError};
+pub(crate) use agent::{ReadError, Staged};
 pub use library::Nixl;

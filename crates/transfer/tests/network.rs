@@ -1,7 +1,8 @@
 //! Blocks from one process to another: what was kept arrives whole, and whatever goes wrong is told to whoever waits.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -127,7 +128,7 @@ fn whoever_waits_is_told_when_an_instance_is_gone_or_stuck() {
     ports.open(InstanceId(0), Arc::clone(&stuck) as _);
     ports.open(InstanceId(1), Arc::new(keeper(10)));
     let server = KvServer::start(HOST, ports, None).expect("it starts");
-    let network = KvNetwork::new(None);
+    let network = KvNetwork::new(None).with_patience(Duration::from_millis(500));
     let port = |instance| network.port(InstanceId(instance), server.address().clone());
     // One that is taken for lost is forgotten; its neighbour on the same connection answers.
     let (lost, neighbour) = (port(0), port(1));
@@ -145,4 +146,14 @@ fn whoever_waits_is_told_when_an_instance_is_gone_or_stuck() {
     let waits = read(&*silent, 1, &blocks(2));
     let error = wait(&waits).expect_err("nothing came");
     assert!(error.contains("has sent nothing"), "{error}");
+}
+
+#[test]
+fn a_stranger_is_given_no_memory() {
+    let server = KvServer::start(HOST, Ports::default(), None).expect("it starts");
+    let mut stream = TcpStream::connect(server.address().tcp).expect("it listens");
+    // A header of 1 MiB is announced, of which nothing comes: it is not waited for.
+    stream.write_all(&(1_u32 << 20).to_le_bytes()).expect("it listens");
+    stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+    assert_eq!(stream.read(&mut [0; 1]).expect("an end"), 0);
 }

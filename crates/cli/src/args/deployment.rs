@@ -47,7 +47,8 @@ pub(crate) struct DeploymentArgs {
     /// With multiplexing: longest decode step of an instance that is given a prompt, in milliseconds
     #[arg(long, value_name = "MS", value_parser = millis, default_value = "850")]
     pub(crate) multiplexing_decode_batch_latency_watermark: Duration,
-    /// With multiplexing: seconds after which a request that no instance has taken is answered with 429
+    /// With multiplexing: seconds after which a request that no instance has taken is answered with 429,
+    /// or with an error event if it is streamed
     #[arg(long, value_name = "S", value_parser = positive, default_value = "60")]
     pub(crate) dispatch_timeout: usize,
     /// Answer 429 at once where the first token would come after the request's ttft_slo

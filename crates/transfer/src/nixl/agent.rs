@@ -1,5 +1,6 @@
 //! An agent: memory that others read, and reading theirs.
 
+use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::fmt;
 use std::ptr;
@@ -62,6 +63,8 @@ struct Objects {
     /// Names the backend.
     options: Handle,
     registered: Handle,
+    /// How often each other agent was met and not yet forgotten.
+    met: HashMap<String, usize>,
     /// Where a read that never ended may still write.
     stuck: Vec<Piece>,
 }
@@ -99,6 +102,7 @@ impl NixlAgent {
             backend: null(),
             options: null(),
             registered: null(),
+            met: HashMap::new(),
             stuck: Vec::new(),
         };
         let metadata = objects.set_up(nixl, &name, &arena).map_err(|error| error.to_string())?;
@@ -130,12 +134,12 @@ impl NixlAgent {
         Some(Staged(piece))
     }
 
-    /// Gets to know another agent by its metadata; returns its name.
+    /// Gets to know another agent by its metadata; returns its name. It is known until it has been [forgotten](Self::forget) as often.
     ///
     /// # Errors
     /// It is not an agent's, or NIXL refuses.
     pub(crate) fn meet(&self, metadata: &[u8]) -> Result<String, NixlError> {
-        let objects = self.lock();
+        let mut objects = self.lock();
         let mut name: *mut c_char = ptr::null_mut();
         let data = metadata.as_ptr().cast::<c_void>();
         call!(self.nixl, load_remote_md(objects.agent, data, metadata.len(), &raw mut name))?;
@@ -146,12 +150,19 @@ impl NixlAgent {
         let text = unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned();
         // SAFETY: as above; NIXL allocates it with malloc.
         unsafe { free(name.cast()) };
+        *objects.met.entry(text.clone()).or_default() += 1;
         Ok(text)
     }
 
-    /// Forgets another agent, which is gone.
+    /// Forgets another agent, which is gone, unless it was met again. None of its reads may be under way: NIXL would free it.
     pub(crate) fn forget(&self, name: &str) {
-        let objects = self.lock();
+        let mut objects = self.lock();
+        let Some(times) = objects.met.get_mut(name) else { return };
+        *times -= 1;
+        if *times > 0 {
+            return;
+        }
+        objects.met.remove(name);
         let Ok(name) = CString::new(name) else { return };
         if let Err(error) = call!(self.nixl, invalidate_remote_md(objects.agent, name.as_ptr())) {
             tracing::debug!("{error}");
@@ -168,28 +179,36 @@ impl NixlAgent {
         name: &str,
         (address, len): (usize, usize),
         patience: Duration,
-    ) -> Result<Read, String> {
-        let piece = self.arena.lend(len).ok_or_else(|| format!("no room for {len} bytes"))?;
-        let name = CString::new(name).map_err(|error| error.to_string())?;
+    ) -> Result<Read, ReadError> {
+        let piece = self.arena.lend(len).ok_or(ReadError::NoRoom)?;
+        let failed = |error: &dyn fmt::Display| ReadError::Failed(error.to_string());
+        let name = CString::new(name).map_err(|error| failed(&error))?;
         let request = Request::post(self, &name, &piece, address);
-        let request = request.map_err(|error| error.to_string())?;
+        let request = request.map_err(|error| failed(&error))?;
         let mut waited = Duration::ZERO;
         loop {
             match request.is_done() {
-                Ok(true) => return Ok(Read(piece)),
+                Ok(true) => {
+                    request.end();
+                    return Ok(Read(piece));
+                }
                 Ok(false) if waited < patience => {
                     // The longer it took already, the less a look more matters.
                     let pause = POLL.max(waited / 16);
                     std::thread::sleep(pause);
                     waited += pause;
                 }
-                outcome => {
-                    drop(request);
+                Err(error) => {
+                    // It has ended, and writes no more once it is released.
+                    if !request.end() {
+                        self.lock().stuck.push(piece);
+                    }
+                    return Err(failed(&error));
+                }
+                Ok(false) => {
+                    request.end();
                     self.lock().stuck.push(piece);
-                    return Err(match outcome {
-                        Err(error) => error.to_string(),
-                        Ok(_) => format!("it took longer than {} s", patience.as_secs()),
-                    });
+                    return Err(failed(&format!("it took longer than {} s", patience.as_secs())));
                 }
             }
         }
@@ -267,7 +286,11 @@ impl<'a> Request<'a> {
         let this = Self { agent, handle };
         let posted = call!(nixl, post_xfer_req(objects.agent, handle, options));
         drop(objects);
-        posted.map(|_| this)
+        if let Err(error) = posted {
+            this.end();
+            return Err(error);
+        }
+        Ok(this)
     }
 
     fn is_done(&self) -> Result<bool, NixlError> {
@@ -275,17 +298,18 @@ impl<'a> Request<'a> {
         let status = call!(self.agent.nixl, get_xfer_status(objects.agent, self.handle))?;
         Ok(status != IN_PROGRESS)
     }
-}
 
-impl Drop for Request<'_> {
-    fn drop(&mut self) {
+    /// Returns whether NIXL has let it go.
+    fn end(self) -> bool {
         let objects = self.agent.lock();
         let nixl = &self.agent.nixl;
         // A request that can't be released is of no more use all the same.
         let released = call!(nixl, release_xfer_req(objects.agent, self.handle));
+        let is_released = released.is_ok();
         if let Err(error) = released.and_then(|_| call!(nixl, destroy_xfer_req(self.handle))) {
             tracing::debug!("{error}");
         }
+        is_released
     }
 }
 
@@ -309,6 +333,24 @@ impl Drop for NixlAgent {
 impl fmt::Debug for NixlAgent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("NixlAgent").field("arena", &self.arena).finish_non_exhaustive()
+    }
+}
+
+/// Why nothing was read.
+#[derive(Debug)]
+pub(crate) enum ReadError {
+    /// There is no room for it here at the moment.
+    NoRoom,
+    /// It does not work.
+    Failed(String),
+}
+
+impl fmt::Display for ReadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoRoom => f.write_str("no memory of NIXL's is free"),
+            Self::Failed(reason) => f.write_str(reason),
+        }
     }
 }
 

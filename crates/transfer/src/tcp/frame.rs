@@ -12,6 +12,9 @@ use crate::{KvBytes, KvPart, KvPayload};
 /// The longest header: the numbers of a few hundred thousand blocks.
 const MAX_HEADER: usize = 1 << 22;
 
+/// The longest header of somebody who has not said who it is.
+const MAX_HELLO: usize = 64;
+
 /// The first thing on a connection.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Hello {
@@ -30,7 +33,7 @@ pub(super) enum Asked {
 }
 
 /// What to read.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Order {
     /// Counts the connection's orders.
     pub(super) id: u64,
@@ -95,10 +98,18 @@ pub(super) fn write(to: &mut impl Write, message: &impl Serialize) -> io::Result
 }
 
 pub(super) fn read<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<T> {
+    read_within(from, MAX_HEADER)
+}
+
+pub(super) fn read_hello(from: &mut impl Read) -> io::Result<Hello> {
+    read_within(from, MAX_HELLO)
+}
+
+fn read_within<T: DeserializeOwned>(from: &mut impl Read, max: usize) -> io::Result<T> {
     let mut len = [0; 4];
     from.read_exact(&mut len)?;
     let len = u32::from_le_bytes(len) as usize;
-    if len > MAX_HEADER {
+    if len > max {
         return Err(invalid(format!("a header of {len} bytes")));
     }
     let mut bytes = vec![0; len];

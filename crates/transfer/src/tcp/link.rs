@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
@@ -12,17 +13,26 @@ use std::time::Duration;
 use stallfree_core::{BlockId, InstanceId, LeaseId};
 
 use super::frame::{self, Asked, Hello, MAGIC, Order, Staged, Told};
+use crate::nixl::ReadError;
 use crate::{Deliver, KvAddress, KvPayload, KvPort, NixlAgent};
 
-/// A process that owes an answer counts as stuck when it has sent nothing for this long twice in a row.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// A process that owes an answer counts as stuck when it has sent nothing for this long twice in a row. It may be in a long step; one
+/// that is dead is noticed by its connection, or by the deployment.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long another process may take to accept a connection.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a read over NIXL may take: its bytes are there already.
+const NIXL_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The connections of a process to those that it reads from, one each.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct KvNetwork {
     links: Arc<Mutex<HashMap<KvAddress, Weak<Link>>>>,
     /// With one, blocks of processes that have one, too, come over NIXL.
     agent: Option<Arc<NixlAgent>>,
+    patience: Duration,
 }
 
 /// Every critical section leaves what it guards whole, so that a poisoned lock is as good as new.
@@ -34,7 +44,13 @@ impl KvNetwork {
     /// Makes a network without connections. With an agent, blocks of processes that have one, too, come over NIXL.
     #[must_use]
     pub fn new(agent: Option<Arc<NixlAgent>>) -> Self {
-        Self { links: Arc::default(), agent }
+        Self { links: Arc::default(), agent, patience: PATIENCE }
+    }
+
+    /// Gives processes up that owe an answer and have sent nothing for `patience` twice in a row, instead of a minute.
+    #[must_use]
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// Returns the port of an instance in another process. It connects with the first read.
@@ -50,7 +66,7 @@ impl KvNetwork {
         if let Some(link) = links.get(address).and_then(Weak::upgrade).filter(|link| link.works()) {
             return Ok(link);
         }
-        let link = Link::start(address, self.agent.as_ref())?;
+        let link = Link::start(address, self.agent.as_ref(), self.patience)?;
         links.insert(address.clone(), Arc::downgrade(&link));
         Ok(link)
     }
@@ -95,14 +111,28 @@ struct Link {
     address: KvAddress,
     orders: Sender<Asked>,
     state: Arc<Mutex<State>>,
-    peer: Option<Peer>,
+    peer: Option<Arc<Peer>>,
 }
 
-/// The other process's agent of NIXL's, as this one's knows it.
-#[derive(Clone, Debug)]
+/// The other process's agent of NIXL's, as this one's knows it until nobody reads any more.
+#[derive(Debug)]
 struct Peer {
     agent: Arc<NixlAgent>,
     name: String,
+    /// A read has failed: from then on all comes over TCP.
+    has_failed: AtomicBool,
+}
+
+impl Peer {
+    fn works(&self) -> bool {
+        !self.has_failed.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.agent.forget(&self.name);
+    }
 }
 
 #[derive(Default)]
@@ -119,19 +149,38 @@ struct State {
 }
 
 struct Waiting {
-    instance: InstanceId,
+    order: Order,
     deliver: Deliver,
     /// What was read over NIXL, until its owner says that it was there all the time.
     read: Option<KvPayload>,
 }
 
+impl State {
+    /// Takes note of who waits for an order, and gives it the next number.
+    fn wait_for(&mut self, mut waiting: Waiting) -> Order {
+        self.next_id += 1;
+        waiting.order.id = self.next_id;
+        let order = waiting.order.clone();
+        self.pending.insert(order.id, waiting);
+        order
+    }
+}
+
 impl Link {
-    fn start(address: &KvAddress, agent: Option<&Arc<NixlAgent>>) -> io::Result<Arc<Self>> {
+    fn start(
+        address: &KvAddress,
+        agent: Option<&Arc<NixlAgent>>,
+        patience: Duration,
+    ) -> io::Result<Arc<Self>> {
         let peer = agent.filter(|_| !address.nixl.is_empty()).and_then(|agent| {
             match agent.meet(&address.nixl) {
                 Ok(name) => {
                     tracing::info!("KV of {} comes over NIXL", address.tcp);
-                    Some(Peer { agent: Arc::clone(agent), name })
+                    Some(Arc::new(Peer {
+                        agent: Arc::clone(agent),
+                        name,
+                        has_failed: AtomicBool::new(false),
+                    }))
                 }
                 Err(error) => {
                     tracing::warn!("KV of {} comes over TCP: {error}", address.tcp);
@@ -141,8 +190,12 @@ impl Link {
         });
         let (orders, ordered) = channel();
         let state = Arc::new(Mutex::new(State::default()));
-        let receiver =
-            Receiving { state: Arc::clone(&state), orders: orders.clone(), peer: peer.clone() };
+        let receiver = Receiving {
+            state: Arc::clone(&state),
+            orders: orders.clone(),
+            peer: peer.clone(),
+            patience,
+        };
         let (target, secret) = (address.tcp, address.secret);
         thread::Builder::new().name("stallfree-kv-order".to_owned()).spawn(move || {
             let state = Arc::clone(&receiver.state);
@@ -158,25 +211,23 @@ impl Link {
     }
 
     fn order(&self, instance: InstanceId, lease: LeaseId, blocks: &[BlockId], deliver: Deliver) {
+        let blocks = blocks.iter().map(|block| block.0).collect();
+        let over_nixl = self.peer.as_ref().is_some_and(|peer| peer.works());
+        let order = Order { id: 0, instance: instance.0, lease, blocks, over_nixl };
         let mut state = lock(&self.state);
         if let Some(reason) = state.broken.clone() {
             drop(state);
             return deliver(Err(reason));
         }
-        state.next_id += 1;
-        let id = state.next_id;
-        state.pending.insert(id, Waiting { instance, deliver, read: None });
+        let order = state.wait_for(Waiting { order, deliver, read: None });
         drop(state);
-        let blocks = blocks.iter().map(|block| block.0).collect();
-        let over_nixl = self.peer.is_some();
-        let order = Order { id, instance: instance.0, lease, blocks, over_nixl };
         // If the thread has ended, it has told, or will, why.
         drop(self.orders.send(Asked::Order(order)));
     }
 
     /// Nobody will answer for this instance.
     fn forget(&self, instance: InstanceId) {
-        let waits = |_: &u64, waiting: &mut Waiting| waiting.instance == instance;
+        let waits = |_: &u64, waiting: &mut Waiting| waiting.order.instance == instance.0;
         let owed: Vec<_> = lock(&self.state).pending.extract_if(waits).collect();
         for (_, Waiting { deliver, .. }) in owed {
             deliver(Err(format!("instance {instance} is gone")));
@@ -192,10 +243,6 @@ impl Drop for Link {
         if let Some(stream) = state.stream.take() {
             let _gone = stream.shutdown(Shutdown::Both);
         }
-        drop(state);
-        if let Some(peer) = &self.peer {
-            peer.agent.forget(&peer.name);
-        }
     }
 }
 
@@ -204,10 +251,10 @@ fn send_all(
     orders: &Receiver<Asked>,
     receiving: Receiving,
 ) -> io::Result<()> {
-    let mut stream = TcpStream::connect_timeout(&target, PATIENCE)?;
+    let mut stream = TcpStream::connect_timeout(&target, CONNECT_PATIENCE)?;
     stream.set_nodelay(true)?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(receiving.patience))?;
+    stream.set_read_timeout(Some(receiving.patience))?;
     frame::write(&mut stream, &Hello { magic: MAGIC, secret })?;
     let from = stream.try_clone()?;
     {
@@ -231,7 +278,8 @@ fn send_all(
 struct Receiving {
     state: Arc<Mutex<State>>,
     orders: Sender<Asked>,
-    peer: Option<Peer>,
+    peer: Option<Arc<Peer>>,
+    patience: Duration,
 }
 
 impl Receiving {
@@ -239,7 +287,7 @@ impl Receiving {
     fn receive_all(&self, stream: TcpStream) -> io::Error {
         let mut from = io::BufReader::new(stream);
         loop {
-            let told = wait(&mut from, &self.state).and_then(|()| frame::read_told(&mut from));
+            let told = self.wait(&mut from).and_then(|()| frame::read_told(&mut from));
             match told {
                 Ok(Told::Answer(id, result)) => self.deliver(id, result),
                 Ok(Told::Staged(id, staged)) => self.read(id, staged),
@@ -257,24 +305,39 @@ impl Receiving {
         }
     }
 
-    /// Reads over NIXL, and asks whether all of it was there until the end.
+    /// Reads over NIXL, and asks whether all of it was there until the end; what can't be read is ordered again over TCP.
     fn read(&self, id: u64, staged: Staged) {
-        let span = staged.span().ok_or_else(|| "it is longer than any memory".to_owned());
+        let span = staged.span().ok_or(ReadError::NoRoom);
         let read = span.and_then(|span| match &self.peer {
-            Some(Peer { agent, name }) => agent.read(name, span, PATIENCE),
-            None => Err("there is no agent".to_owned()),
+            Some(peer) => peer.agent.read(&peer.name, span, NIXL_PATIENCE),
+            None => Err(ReadError::Failed("there is no agent".to_owned())),
         });
-        match read {
+        let again = match read {
             Ok(read) => {
                 let payload = staged.fill(read.bytes());
                 if let Some(waiting) = lock(&self.state).pending.get_mut(&id) {
                     waiting.read = Some(payload);
                 }
+                None
             }
-            Err(reason) => self.deliver(id, Err(format!("it can't be read over NIXL: {reason}"))),
-        }
+            Err(error) => {
+                tracing::warn!("KV comes over TCP, as it can't be read over NIXL: {error}");
+                if let (ReadError::Failed(_), Some(peer)) = (error, &self.peer) {
+                    peer.has_failed.store(true, Ordering::Relaxed);
+                }
+                let mut state = lock(&self.state);
+                let waiting = state.pending.remove(&id);
+                waiting.map(|mut waiting| {
+                    waiting.order.over_nixl = false;
+                    state.wait_for(waiting)
+                })
+            }
+        };
         // If the thread that sends has ended, the connection is broken.
         drop(self.orders.send(Asked::Done(id)));
+        if let Some(order) = again {
+            drop(self.orders.send(Asked::Order(order)));
+        }
     }
 
     fn confirm(&self, id: u64, held: bool) {
@@ -284,25 +347,25 @@ impl Receiving {
             deliver(read.ok_or_else(|| "it was not there until the end".to_owned()));
         }
     }
-}
 
-/// Waits for the next answer, as long as it takes if nobody expects one.
-fn wait(from: &mut io::BufReader<TcpStream>, state: &Mutex<State>) -> io::Result<()> {
-    use io::BufRead as _;
-    let mut owes = false;
-    loop {
-        match from.fill_buf() {
-            Ok([]) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(_) => return Ok(()),
-            Err(error) if is_silence(&error) => {
-                let owed = owes;
-                owes = !lock(state).pending.is_empty();
-                if owed && owes {
-                    let text = format!("it has sent nothing for {} s", PATIENCE.as_secs());
-                    return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+    /// Waits for the next answer, as long as it takes if nobody expects one.
+    fn wait(&self, from: &mut io::BufReader<TcpStream>) -> io::Result<()> {
+        use io::BufRead as _;
+        let mut owes = false;
+        loop {
+            match from.fill_buf() {
+                Ok([]) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) => return Ok(()),
+                Err(error) if is_silence(&error) => {
+                    let owed = owes;
+                    owes = !lock(&self.state).pending.is_empty();
+                    if owed && owes {
+                        let text = format!("it has sent nothing for {:?}", self.patience);
+                        return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+                    }
                 }
+                Err(error) => return Err(error),
             }
-            Err(error) => return Err(error),
         }
     }
 }
@@ -329,5 +392,46 @@ fn break_off(state: &Mutex<State>, reason: &str) {
 impl fmt::Debug for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Link").field("tcp", &self.address.tcp).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpListener};
+
+    use stallfree_core::SeqId;
+
+    use super::*;
+    use crate::{KvBytes, KvPart};
+
+    #[test]
+    fn what_cannot_be_read_over_nixl_is_ordered_again_over_tcp() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let tcp = listener.local_addr().expect("its address");
+        // It says where to read over NIXL, which this process has not got.
+        let owner = thread::Builder::new().name("owner".to_owned()).spawn(move || {
+            let (mut stream, _) = listener.accept().expect("a reader");
+            frame::read_hello(&mut stream).expect("a hello");
+            let part = KvPart { layers: 0..1, heads: 0..1 };
+            let payload =
+                KvPayload { parts: vec![KvBytes { part, piece: 2, bytes: vec![1, 2, 3, 4] }] };
+            let Ok(Asked::Order(first)) = frame::read(&mut stream) else { panic!("no order") };
+            frame::write_staged(&mut stream, first.id, &payload, 4096).expect("it listens");
+            assert_eq!(frame::read::<Asked>(&mut stream).expect("an end"), Asked::Done(first.id));
+            frame::write_held(&mut stream, first.id, true).expect("it listens");
+            let Ok(Asked::Order(again)) = frame::read(&mut stream) else { panic!("no order") };
+            assert_eq!(again, Order { id: again.id, over_nixl: false, ..first });
+            frame::write_answer(&mut stream, again.id, Ok(payload.clone())).expect("it listens");
+            payload
+        });
+        let owner = owner.expect("a thread");
+        let port = KvNetwork::new(None)
+            .port(InstanceId(3), KvAddress { tcp, secret: 1, nixl: Vec::new() });
+        let (sender, receiver) = channel();
+        let lease = LeaseId { seq: SeqId(1), generation: 1 };
+        let deliver = Box::new(move |result| drop(sender.send(result)));
+        port.read(lease, &[BlockId(5), BlockId(9)], deliver);
+        let read = receiver.recv_timeout(Duration::from_secs(30)).expect("an answer");
+        assert_eq!(read, Ok(owner.join().expect("no panic")));
     }
 }

@@ -20,6 +20,9 @@ use crate::{KvAddress, KvPayload, NixlAgent, Ports};
 /// Answers of a connection that may be in memory before the earliest has been sent: one is copied out while another is sent.
 const MAX_ANSWERS: usize = 2;
 
+/// How long nobody is let in after that has failed.
+const PAUSE: Duration = Duration::from_millis(100);
+
 /// How long a reader may take to say who it is, or to take what it ordered.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -91,6 +94,8 @@ fn accept_all(listener: &TcpListener, served: &Served, ends: &AtomicBool) {
         });
         if let Err(error) = served {
             tracing::warn!("a reader of KV could not be let in: {error}");
+            // What is missing, such as file descriptors, may be there again soon.
+            thread::sleep(PAUSE);
         }
     }
 }
@@ -102,7 +107,7 @@ fn serve(stream: &TcpStream, served: Served) -> io::Result<()> {
     stream.set_write_timeout(Some(PATIENCE))?;
     stream.set_read_timeout(Some(PATIENCE))?;
     let mut from = io::BufReader::new(stream);
-    if frame::read::<Hello>(&mut from)? != (Hello { magic: MAGIC, secret }) {
+    if frame::read_hello(&mut from)? != (Hello { magic: MAGIC, secret }) {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
     stream.set_read_timeout(None)?;
