@@ -24,7 +24,7 @@ use crate::args::{
 };
 use crate::environment::Environment;
 
-pub(crate) use deployment::{DeploymentConfig, GateArgs};
+pub(crate) use deployment::{DeploymentConfig, GateArgs, SIMULATED_ALONE};
 
 /// How to start an engine.
 #[derive(Clone, Debug)]

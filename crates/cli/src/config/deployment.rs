@@ -40,6 +40,9 @@ pub(crate) struct GateArgs {
     pub(crate) nixl: PathBuf,
 }
 
+/// Why a simulated instance is in its server's process.
+pub(crate) const SIMULATED_ALONE: &str = "instances on simulated GPUs can't hand sequences over to other processes; simulate all of them in one, with --replica-spec";
+
 impl DeploymentConfig {
     /// Resolves the flags of all instances.
     ///
@@ -89,6 +92,9 @@ impl DeploymentConfig {
         };
         if base.nodes.is_some() && gate.is_some() {
             bail!("--nnodes: ranks in several processes make one instance, which no others join");
+        }
+        if gate.is_some() && matches!(base.device, DeviceConfig::Sim(_)) {
+            bail!("--instances-listen: {SIMULATED_ALONE}");
         }
         let dispatch = dispatch(args, &base);
         stallfree_cluster::build(&dispatch)?;

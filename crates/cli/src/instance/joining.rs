@@ -16,7 +16,7 @@ use stallfree_transfer::{KvAddress, KvNetwork, KvServer, Nixl, NixlAgent, Ports}
 use super::members::Seat;
 use super::{Built, NODE_PATIENCE, StartReport, build, open, start_device};
 use crate::args::{InstanceArgs, KvTransport};
-use crate::config::{DeviceConfig, GateArgs, InstanceConfig};
+use crate::config::{DeviceConfig, GateArgs, InstanceConfig, SIMULATED_ALONE};
 use crate::environment::Environment;
 use crate::serve::report;
 use crate::{model_source, signals};
@@ -140,6 +140,9 @@ pub(crate) fn run(args: &InstanceArgs, environment: &Environment) -> Result<()> 
     let config = InstanceConfig::resolve(&args.engine, environment)?;
     if config.nodes.is_some() {
         bail!("--nnodes: ranks in several processes can't join another server");
+    }
+    if matches!(config.device, DeviceConfig::Sim(_)) {
+        bail!("--join: {SIMULATED_ALONE}");
     }
     let found = model_source::find(&args.engine.model, config.weights, environment)?;
     let checkpoint = open(&found.path, config.weights)?;

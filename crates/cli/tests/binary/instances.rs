@@ -1,9 +1,9 @@
 //! A server whose instances are processes of their own, some of which are killed.
 
 use std::io::{BufRead, BufReader, Read};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::sync::OnceLock;
 use std::thread;
 use std::time::Duration;
 
@@ -83,19 +83,17 @@ impl World {
         cache: Option<&Path>,
     ) -> Self {
         let model = tiny_model();
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let port = listener.local_addr().expect("its address").port();
-        drop(listener);
+        let count = format!("--wait-for-instances={}", roles.len());
+        let mode = if roles.contains(&"mixed") { "--mode=simple" } else { "--mode=distserve" };
+        let own =
+            ["--served-model-name=tiny", mode, "--instances-listen=127.0.0.1:0", count.as_str()];
+        let flags = [&ENGINE, &own[..], flags].concat();
+        let mut server = Server::begin(model.path(), &flags, cache);
+        let address = server.wait_for_rest(" instances at 127.0.0.1:");
+        let port = address.parse().expect("a port");
         let start = |role: &&str| Far::start_with((model.path(), port, role), far_flags, cache);
         let far = roles.iter().map(start).collect();
-        let (listen, count) = (
-            format!("--instances-listen=127.0.0.1:{port}"),
-            format!("--wait-for-instances={}", roles.len()),
-        );
-        let mode = if roles.contains(&"mixed") { "--mode=simple" } else { "--mode=distserve" };
-        let own = ["--served-model-name=tiny", mode, listen.as_str(), count.as_str()];
-        let flags = [&ENGINE, &own[..], flags].concat();
-        let server = Server::start_with(model.path(), &flags, cache);
+        server.wait_until_it_listens();
         Self { server, far, port, model }
     }
 
@@ -154,7 +152,12 @@ fn rest(stream: &mut impl BufRead) -> Vec<String> {
 }
 
 /// The bodies of requests that run for a while, and their tokens on a server that nothing happens to.
-fn undisturbed() -> Vec<(Value, Vec<String>)> {
+fn undisturbed() -> &'static [(Value, Vec<String>)] {
+    static RUNS: OnceLock<Vec<(Value, Vec<String>)>> = OnceLock::new();
+    RUNS.get_or_init(run_undisturbed)
+}
+
+fn run_undisturbed() -> Vec<(Value, Vec<String>)> {
     let model = tiny_model();
     let server =
         Server::start(model.path(), &[&ENGINE[..], &["--served-model-name=tiny"]].concat());
@@ -194,7 +197,7 @@ fn clients_get_every_token_once_whichever_process_is_killed() {
         let lost = world.server.wait_for("is lost: ");
         // By then all are decoding, or none has begun.
         assert!(begun == 0 || !lost.contains(" its 0 sequences"), "{lost}");
-        for ((stream, first), (_, expected)) in streams.iter_mut().zip(first).zip(&expected) {
+        for ((stream, first), (_, expected)) in streams.iter_mut().zip(first).zip(expected) {
             let tokens = [first, rest(stream)].concat();
             assert_eq!(&tokens, expected, "{roles:?}");
         }
@@ -296,7 +299,7 @@ fn kv_goes_over_nixl() {
             world.far[0].kill();
             world.server.wait_for("is lost: ");
         }
-        for (stream, (_, tokens)) in streams.iter_mut().zip(&expected) {
+        for (stream, (_, tokens)) in streams.iter_mut().zip(expected) {
             assert_eq!(&rest(stream), tokens);
         }
     }
@@ -307,13 +310,14 @@ fn kv_goes_over_nixl() {
 fn an_instance_that_does_not_belong_says_why() {
     let world = World::start(&["mixed"], &[]);
     let own = world.model.path();
-    let check = |model: &Path, flags: &[&str], words: &str| {
+    let check_on = |engine: &[&str], model: &Path, flags: &[&str], words: &str| {
         let mut command = stallfree();
-        command.arg("instance").arg(model).args(ENGINE);
+        command.arg("instance").arg(model).args(engine);
         let output = command.args(flags).output().expect("the binary starts");
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success() && error.contains(words), "{flags:?}: {error}");
     };
+    let check = |model: &Path, flags: &[&str], words: &str| check_on(&ENGINE, model, flags, words);
     let join = format!("--join=127.0.0.1:{}", world.port);
     // Of the same sizes, but with other weights.
     let other = TempDir::new().expect("a folder");
@@ -324,4 +328,5 @@ fn an_instance_that_does_not_belong_says_why() {
     check(own, &[&join, "--dtype=float32"], "KV cache: F32");
     check(own, &[&join, "--role=decode"], "start it with --mode distserve");
     check(own, &["--join=nowhere"], "--join nowhere");
+    check_on(&["--device=sim:a100-80g-sxm"], own, &[&join], "--join: instances on simulated GPUs");
 }

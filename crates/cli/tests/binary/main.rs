@@ -100,6 +100,10 @@ fn some_instances_prefill_and_others_decode() {
         (&["--mode=distserve", "--partition-id=3"][..], "--partition-id 3"),
         (&["--replica-spec", "2"], "'2' is not TENSOR,PIPELINE"),
         (&["--dispatch-policy=best"], "there is no dispatch policy \"best\""),
+        (
+            &["--device=sim:a100-80g-sxm", "--instances-listen=127.0.0.1:0"],
+            "--instances-listen: instances on simulated GPUs",
+        ),
     ] {
         let output = stallfree().arg("serve").arg(model.path()).args(flags).output().unwrap();
         let error = String::from_utf8_lossy(&output.stderr).into_owned();

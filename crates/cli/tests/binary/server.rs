@@ -39,11 +39,13 @@ pub(crate) struct Server {
 impl Server {
     /// Starts one on a free port and waits until it listens.
     pub(crate) fn start(model: &Path, flags: &[&str]) -> Self {
-        Self::start_with(model, flags, None)
+        let mut server = Self::begin(model, flags, None);
+        server.wait_until_it_listens();
+        server
     }
 
-    /// Does the same with a cache, where others have none.
-    pub(crate) fn start_with(model: &Path, flags: &[&str], cache: Option<&Path>) -> Self {
+    /// Starts one without waiting, perhaps with a cache, where others have none.
+    pub(crate) fn begin(model: &Path, flags: &[&str], cache: Option<&Path>) -> Self {
         let mut command = stallfree();
         if let Some(cache) = cache {
             command.env("STALLFREE_CACHE", cache);
@@ -58,11 +60,20 @@ impl Server {
             .spawn()
             .expect("the binary starts");
         let log = BufReader::new(process.stderr.take().expect("a pipe"));
-        let mut server = Self { process, log, url: String::new() };
-        let line = server.wait_for("Listening on ");
-        let (_, url) = line.split_once("Listening on ").expect("the line was found by it");
-        url.trim_end_matches(". Try:").clone_into(&mut server.url);
-        server
+        Self { process, log, url: String::new() }
+    }
+
+    /// Waits until it listens.
+    pub(crate) fn wait_until_it_listens(&mut self) {
+        let url = self.wait_for_rest("Listening on ");
+        url.trim_end_matches(". Try:").clone_into(&mut self.url);
+    }
+
+    /// Reads the log up to a line that contains `text`, and returns what follows it there.
+    pub(crate) fn wait_for_rest(&mut self, text: &str) -> String {
+        let line = self.wait_for(text);
+        let (_, rest) = line.split_once(text).expect("the line was found by it");
+        rest.to_owned()
     }
 
     /// Reads the log up to a line that contains `text`, and returns that line.
