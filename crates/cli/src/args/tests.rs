@@ -124,6 +124,7 @@ fn what_is_unknown_or_wrong_is_named() {
     check_refused("--schedular orca", &["did you mean --scheduler?"]);
     check_refused("--tensor-paralel-size 2", &["did you mean --tensor-parallel-size?"]);
     check_refused("--colour blue", &["there is no flag --colour", "--help"]);
+    check_refused("--join h:1", &["--join is no flag of this command"]);
     check_refused("--port 70000", &["--port", "70000"]);
     check_refused("--max-num-seqs 0", &["--max-num-seqs", "at least 1"]);
     check_refused("--scheduler-config chunk", &["KEY=VALUE"]);

@@ -17,6 +17,9 @@ pub(super) fn explain(error: clap::Error) -> clap::Error {
     let Some(name) = unknown.strip_prefix("--") else { return error };
     let name = name.split('=').next().unwrap_or(name);
     let message = match nearest(name) {
+        Some(same) if same == name => {
+            format!("--{name} is no flag of this command, but of another one; --help lists all\n")
+        }
         Some(nearest) => format!("there is no flag --{name}; did you mean --{nearest}?\n"),
         None => format!("there is no flag --{name}; --help lists all\n"),
     };
