@@ -137,6 +137,7 @@ impl Engine {
             return self.refuse(seq, &reason);
         }
         let HandedOver { id, request, arrived, output_tokens, kv, output, progress } = seq;
+        self.forget_in_flight(id);
         let kv = self.reclaim(kv, request.prompt.len() + output_tokens.len());
         if let Err(error) = self.limits().check(&request.prompt) {
             return output.fail(&error.to_string());
@@ -161,6 +162,17 @@ impl Engine {
                 self.seqs.insert(id, state);
             }
             Err(error) => output.fail(&error.to_string()),
+        }
+    }
+
+    /// Lets nothing come of what batches in flight still compute of a sequence that left while they did: it begins anew.
+    fn forget_in_flight(&mut self, id: SeqId) {
+        for batch in &mut self.in_flight {
+            let num_chunks = batch.plan.chunks.len();
+            batch.plan.chunks.retain(|chunk| chunk.seq != id);
+            if batch.plan.chunks.len() < num_chunks {
+                batch.stale.push(id);
+            }
         }
     }
 
@@ -195,7 +207,9 @@ impl Engine {
             }
         }
         for sampled in output.tokens {
-            self.take_token(sampled, (began, now));
+            if !batch.stale.contains(&sampled.seq) {
+                self.take_token(sampled, (began, now));
+            }
         }
         if let Some((observer, record)) =
             self.observer.as_mut().zip(batch.into_record(now, num_sampled, device_time))

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use stallfree_core::{BatchId, Time};
+use stallfree_core::{BatchId, SeqId, Time};
 use stallfree_scheduler::{Plan, Planner};
 
 use crate::step_model::StepLoad;
@@ -13,6 +13,8 @@ use crate::{StepChunk, StepRecord};
 pub(crate) struct InFlight {
     pub(crate) id: BatchId,
     pub(crate) plan: Plan,
+    /// Sequences that have left and come back since: what it computes of them is nobody's.
+    pub(crate) stale: Vec<SeqId>,
     /// What it has to compute.
     pub(crate) load: StepLoad,
     pub(crate) submitted: Time,
@@ -58,7 +60,7 @@ impl InFlight {
     ) -> Self {
         let mut load = StepLoad::default();
         plan.chunks.iter().for_each(|chunk| load.add(chunk.start, chunk.num_tokens));
-        Self { id, plan, load, submitted, predicted, observed }
+        Self { id, plan, stale: Vec::new(), load, submitted, predicted, observed }
     }
 
     /// Returns the record of the completed step; `None` if nobody watched when it was planned.
