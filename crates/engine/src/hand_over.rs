@@ -235,6 +235,11 @@ impl Engine {
                 self.end_fetch(id, Some(&reason), now);
             }
         }
+        let given_up = self.planner.give_up_fetch();
+        if let Some((membership, lease)) = self.membership.as_mut().zip(given_up) {
+            tracing::debug!(seq = %lease.id.seq, "no room for its KV beside what is kept for others; it is computed again");
+            membership.peers.release(&lease);
+        }
     }
 
     pub(crate) fn end_fetches(&mut self, now: Time) {

@@ -140,6 +140,17 @@ impl Planner {
         fetches
     }
 
+    /// Lets the first sequence whose KV has no room here be computed instead, if nothing runs or comes and this instance keeps KV for
+    /// others; returns what it gave up. Two instances that keep KV for each other could else wait for each other's room for ever.
+    pub fn give_up_fetch(&mut self) -> Option<Arc<KvLease>> {
+        let state = &mut self.state;
+        let is_stuck = state.num_active() == 0 && !state.reserved.kept.is_empty();
+        let slot = state.queues.remote.front().copied().filter(|_| is_stuck)?;
+        let lease = state.queues.at_mut(slot).seq.kv.take()?;
+        state.queues.give_up_fetch(slot);
+        Some(lease)
+    }
+
     /// Goes on with transfers whose sequences have come. Those that others gave up under way are not of use any more.
     fn adopt(&mut self, now: Time) -> Vec<KvFetch> {
         let State { queues, reserved, kv, .. } = &mut self.state;

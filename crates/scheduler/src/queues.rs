@@ -130,6 +130,13 @@ impl Queues {
         self.num_fetching += 1;
     }
 
+    /// Lets a sequence whose KV is elsewhere wait to be computed.
+    pub(crate) fn give_up_fetch(&mut self, slot: Slot) {
+        self.remote.retain(|&other| other != slot);
+        self.at_mut(slot).seq.status = Status::Preempted;
+        self.wait(slot);
+    }
+
     /// Lets a sequence that was fetching run, or wait if its KV did not come.
     pub(crate) fn end_fetch(&mut self, slot: Slot, runs: bool) {
         self.num_fetching -= 1;
