@@ -20,7 +20,9 @@ use crate::bench::BenchArgs;
 use crate::calibrate::CalibrateArgs;
 use crate::plan::PlanArgs;
 
-pub(crate) use deployment::{DeploymentArgs, Mode, Overrides, ReplicaSpec};
+pub(crate) use deployment::{
+    DecodeArgs, DeploymentArgs, Mode, Overrides, PrefillArgs, ReplicaSpec,
+};
 pub(crate) use doctor::{DoctorArgs, LibraryName};
 pub(crate) use instance::{InstanceArgs, KvTransport};
 pub(crate) use number::{Auto, positive};

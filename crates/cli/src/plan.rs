@@ -4,6 +4,7 @@
 //! network of GPUs (Zhong et al., OSDI '24, §4.1); the best combinations are then simulated whole, because requests that are late on one
 //! side are not those that are late on the other.
 
+mod command;
 mod placement;
 mod rate;
 mod search;
@@ -16,7 +17,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 use stallfree_bench::metrics::Slo;
 
-use crate::args::{DeploymentArgs, EngineArgs, positive};
+use crate::args::{DeploymentArgs, EngineArgs, Mode, positive};
 use crate::bench::WorkloadArgs;
 use crate::console;
 use crate::environment::Environment;
@@ -69,13 +70,21 @@ pub(crate) struct SearchArgs {
 /// The flags or the model don't allow it, or no placement meets the objectives.
 pub(crate) fn run(args: &PlanArgs, environment: &Environment) -> Result<()> {
     let SearchArgs { ttft_slo, tpot_slo, atta_target, .. } = args.search;
-    if !(ttft_slo > 0.0 && tpot_slo > 0.0 && atta_target > 0.0 && atta_target <= 100.0) {
+    let objectives = [ttft_slo, tpot_slo].iter().all(|ms| *ms > 0.0 && *ms <= 1e9);
+    if !(objectives && atta_target > 0.0 && atta_target <= 100.0) {
         bail!("--ttft-slo and --tpot-slo must be above 0, --atta-target from above 0 to 100");
     }
-    let DeploymentArgs { replica_spec, partition_id, instances_listen, .. } = &args.deployment;
-    if !replica_spec.is_empty() || partition_id.is_some() || instances_listen.is_some() {
+    let DeploymentArgs { mode, replica_spec, partition_id, instances_listen, .. } =
+        &args.deployment;
+    let cache = &args.engine.cache;
+    if *mode != Mode::Simple
+        || !replica_spec.is_empty()
+        || partition_id.is_some()
+        || instances_listen.is_some()
+        || (cache.tensor_parallel_size, cache.pipeline_parallel_size) != (1, 1)
+    {
         bail!(
-            "--replica-spec, --partition-id and --instances-listen are what a plan is to find out"
+            "--mode, --replica-spec, --partition-id, --instances-listen, --tensor-parallel-size and --pipeline-parallel-size are what a plan is to find out"
         );
     }
     let slo = Slo { ttft: ttft_slo / 1000.0, tpot: tpot_slo / 1000.0 };
@@ -85,5 +94,6 @@ pub(crate) fn run(args: &PlanArgs, environment: &Environment) -> Result<()> {
     let Some(best) = found.best() else {
         bail!("no placement serves {atta_target} % of requests within the objectives")
     };
-    Ok(console::print(format_args!("\n{}\n", best.placement.command(args)))?)
+    let command = command::of(best.placement, args)?;
+    Ok(console::print(format_args!("\n{}\n", console::quoted(command)))?)
 }

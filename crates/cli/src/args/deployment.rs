@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 
 use super::SchedulingPolicy;
 use super::instance::KvTransport;
-use super::number::{millis, positive};
+use super::number::{millis, positive, share};
 
 /// Several instances in one server.
 #[derive(Clone, Debug, Args)]
@@ -24,9 +24,9 @@ pub(crate) struct DeploymentArgs {
     #[arg(long, value_name = "K")]
     pub(crate) partition_id: Option<usize>,
     /// Which instance gets a sequence: least-tokens, least-requests, round-robin, or, by objectives,
-    /// slack, multiplexing
-    #[arg(long, value_name = "NAME", default_value = "least-tokens")]
-    pub(crate) dispatch_policy: String,
+    /// slack, multiplexing [default: least-tokens]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) dispatch_policy: Option<String>,
     /// Where instances in processes of their own join, which `stallfree instance` starts; they compute
     /// beside those of --replica-spec, or alone
     #[arg(long, value_name = "HOST:PORT")]
@@ -35,22 +35,25 @@ pub(crate) struct DeploymentArgs {
     /// [default: 1, or none beside --replica-spec]
     #[arg(long, value_name = "N", requires = "instances_listen")]
     pub(crate) wait_for_instances: Option<usize>,
-    /// How KV goes between processes
-    #[arg(long, value_enum, default_value_t = KvTransport::Auto)]
-    pub(crate) kv_transport: KvTransport,
+    /// How KV goes between processes [default: auto]
+    #[arg(long, value_enum, requires = "instances_listen")]
+    pub(crate) kv_transport: Option<KvTransport>,
     /// With multiplexing: prompts of as many tokens are not computed on instances that decode
-    #[arg(long, value_name = "N", value_parser = positive, default_value = "8192")]
-    pub(crate) max_multiplexing_length: usize,
+    /// [default: 8192]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) max_multiplexing_length: Option<usize>,
     /// With multiplexing: most tokens that all decodes of an instance have which is given a prompt
-    #[arg(long, value_name = "N", value_parser = positive, default_value = "400000")]
-    pub(crate) multiplexing_decode_batched_tokens_watermark: usize,
+    /// [default: 400000]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) multiplexing_decode_batched_tokens_watermark: Option<usize>,
     /// With multiplexing: longest decode step of an instance that is given a prompt, in milliseconds
-    #[arg(long, value_name = "MS", value_parser = millis, default_value = "850")]
-    pub(crate) multiplexing_decode_batch_latency_watermark: Duration,
+    /// [default: 850]
+    #[arg(long, value_name = "MS", value_parser = millis)]
+    pub(crate) multiplexing_decode_batch_latency_watermark: Option<Duration>,
     /// With multiplexing: seconds after which a request that no instance has taken is answered with 429,
-    /// or with an error event if it is streamed
-    #[arg(long, value_name = "S", value_parser = positive, default_value = "60")]
-    pub(crate) dispatch_timeout: usize,
+    /// or with an error event if it is streamed [default: 60]
+    #[arg(long, value_name = "S", value_parser = positive)]
+    pub(crate) dispatch_timeout: Option<usize>,
     /// Answer 429 at once where the first token would come after the request's ttft_slo
     #[arg(long)]
     pub(crate) early_rejection: bool,
@@ -103,10 +106,24 @@ pub(crate) struct Overrides {
     pub(crate) gpu_memory_utilization: Option<f64>,
 }
 
+impl Overrides {
+    /// Returns the flags that were given, without the side that they begin with, and their values.
+    pub(crate) fn typed(&self) -> Vec<(&'static str, String)> {
+        let Self { scheduler, max_num_seqs, max_num_batched_tokens, gpu_memory_utilization } = self;
+        let values = [
+            ("scheduler", scheduler.clone()),
+            ("max-num-seqs", max_num_seqs.map(|value| value.to_string())),
+            ("max-num-batched-tokens", max_num_batched_tokens.map(|value| value.to_string())),
+            ("gpu-memory-utilization", gpu_memory_utilization.map(|value| value.to_string())),
+        ];
+        values.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+    }
+}
+
 macro_rules! overrides {
     ($(#[$doc:meta])* $name:ident, $who:literal, $scheduler:ident, $seqs:ident, $tokens:ident, $memory:ident) => {
         $(#[$doc])*
-        #[derive(Clone, Debug, Args)]
+        #[derive(Clone, Debug, Default, Args)]
         pub(crate) struct $name {
             #[doc = concat!("--scheduler of instances that ", $who)]
             #[arg(long, value_name = "NAME")]
@@ -118,7 +135,7 @@ macro_rules! overrides {
             #[arg(long, value_name = "N", value_parser = positive)]
             $tokens: Option<usize>,
             #[doc = concat!("--gpu-memory-utilization of instances that ", $who)]
-            #[arg(long, value_name = "SHARE")]
+            #[arg(long, value_name = "SHARE", value_parser = share)]
             $memory: Option<f64>,
         }
 

@@ -98,7 +98,55 @@ impl DeploymentConfig {
         }
         let dispatch = dispatch(args, &base);
         stallfree_cluster::build(&dispatch)?;
-        Ok(Self { base, instances, gate, dispatch })
+        let config = Self { base, instances, gate, dispatch };
+        config.check_effects(args)?;
+        Ok(config)
+    }
+
+    /// Refuses flags that change nothing in this deployment.
+    fn check_effects(&self, args: &DeploymentArgs) -> Result<()> {
+        let several = self.instances.len() > 1 || self.gate.is_some();
+        let separates =
+            self.is_disaggregated() || self.gate.as_ref().is_some_and(|gate| gate.separates);
+        let check = |flag: &str, given: bool, works: bool, needs: &str| {
+            if given && !works {
+                bail!("{flag} changes nothing here: it needs {needs}");
+            }
+            Ok(())
+        };
+        let more = "several instances: --replica-spec, --mode distserve or --instances-listen";
+        check("--dispatch-policy", args.dispatch_policy.is_some(), several, more)?;
+        for (flag, given) in [
+            ("--max-multiplexing-length", args.max_multiplexing_length.is_some()),
+            (
+                "--multiplexing-decode-batched-tokens-watermark",
+                args.multiplexing_decode_batched_tokens_watermark.is_some(),
+            ),
+            (
+                "--multiplexing-decode-batch-latency-watermark",
+                args.multiplexing_decode_batch_latency_watermark.is_some(),
+            ),
+            ("--dispatch-timeout", args.dispatch_timeout.is_some()),
+        ] {
+            let multiplexes = self.dispatch.policy == "multiplexing";
+            check(flag, given, multiplexes, "--dispatch-policy multiplexing")?;
+        }
+        let apart = "--mode distserve, and instances that prefill for others";
+        let order = args.prefill_scheduling_policy.is_some();
+        check("--prefill-scheduling-policy", order, separates, apart)?;
+        for (side, role, overrides) in [
+            ("prefill", Role::Prefill, args.prefill.overrides()),
+            ("decode", Role::Decode, args.decode.overrides()),
+        ] {
+            let has = self.with_role(role).next().is_some();
+            for (name, _) in overrides.typed() {
+                let needs = format!(
+                    "an instance of this process that only {side}s; those that join have flags of their own"
+                );
+                check(&format!("--{side}-{name}"), true, has, &needs)?;
+            }
+        }
+        Ok(())
     }
 
     /// Returns how many GPUs the instances take; on the CPU, where all share the cores, 1.
@@ -126,13 +174,19 @@ impl DeploymentConfig {
 
 /// Reads how sequences are given to instances; those that wait for one do in the order in which it would take them.
 fn dispatch(args: &DeploymentArgs, base: &InstanceConfig) -> DispatchConfig {
+    let default = DispatchConfig::default();
+    let tokens = args.multiplexing_decode_batched_tokens_watermark;
+    let step = args.multiplexing_decode_batch_latency_watermark;
+    let timeout = args.dispatch_timeout.map(|seconds| Duration::from_secs(seconds as u64));
     DispatchConfig {
-        policy: args.dispatch_policy.clone(),
+        policy: args.dispatch_policy.clone().unwrap_or(default.policy),
         prefill_order: args.prefill_scheduling_policy.map_or(base.scheduler.ordering, ordering),
-        max_multiplexing_length: args.max_multiplexing_length,
-        decode_tokens_watermark: args.multiplexing_decode_batched_tokens_watermark,
-        decode_step_watermark: args.multiplexing_decode_batch_latency_watermark,
-        timeout: Duration::from_secs(args.dispatch_timeout as u64),
+        max_multiplexing_length: args
+            .max_multiplexing_length
+            .unwrap_or(default.max_multiplexing_length),
+        decode_tokens_watermark: tokens.unwrap_or(default.decode_tokens_watermark),
+        decode_step_watermark: step.unwrap_or(default.decode_step_watermark),
+        timeout: timeout.unwrap_or(default.timeout),
         early_rejection: args.early_rejection,
     }
 }
@@ -169,7 +223,7 @@ fn gate(args: &DeploymentArgs, environment: &Environment) -> Result<Option<GateA
         listen,
         wait_for: args.wait_for_instances.unwrap_or(usize::from(args.replica_spec.is_empty())),
         separates: args.mode == Mode::Distserve,
-        transport: args.kv_transport,
+        transport: args.kv_transport.unwrap_or(KvTransport::Auto),
         nixl: environment.nixl(),
     }))
 }
@@ -237,7 +291,7 @@ mod tests {
     use stallfree_cluster::Role;
     use stallfree_worker::Parallel;
 
-    use super::{InstanceConfig, share_gpus};
+    use super::{DeploymentConfig, InstanceConfig, share_gpus};
     use crate::args::{Kernels, serve_args};
     use crate::config::{DeviceConfig, GpuConfig};
     use crate::environment::Environment;
@@ -270,6 +324,53 @@ mod tests {
             }
             (Err(error), Err(words)) => assert!(error.to_string().contains(words), "{error}"),
             (found, _) => panic!("{ranks:?} on {num_gpus}: {found:?}"),
+        }
+    }
+
+    #[test]
+    fn what_changes_nothing_is_refused() {
+        let check = |flags: &str, words: &str| {
+            let line = format!("stallfree serve --device cpu {flags}");
+            let args = serve_args(&line.split_whitespace().collect::<Vec<_>>());
+            let resolved = args.map_err(|error| error.to_string()).and_then(|args| {
+                let environment = Environment::read();
+                let config =
+                    DeploymentConfig::resolve(&args.engine, &args.deployment, &environment);
+                config.map_err(|error| format!("{error:#}"))
+            });
+            match (resolved, words) {
+                (Ok(_), "") => {}
+                (Err(error), words) if !words.is_empty() && error.contains(words) => {}
+                (found, _) => panic!("{flags}: {found:?}"),
+            }
+        };
+        let multiplexing = "--mode distserve --dispatch-policy multiplexing";
+        let joined = "--mode distserve --instances-listen 127.0.0.1:0";
+        for (flags, words) in [
+            ("--kv-transport tcp", "--instances-listen"),
+            ("--instances-listen 127.0.0.1:0 --kv-transport tcp", ""),
+            ("--dispatch-policy slack", "--dispatch-policy changes nothing here"),
+            ("--dispatch-policy slak", "there is no dispatch policy"),
+            ("--replica-spec 1,1 --dispatch-policy slack", "several instances"),
+            ("--replica-spec 1,1 1,1 --dispatch-policy slack", ""),
+            ("--instances-listen 127.0.0.1:0 --dispatch-policy slack", ""),
+            ("--mode distserve --max-multiplexing-length 9", "--dispatch-policy multiplexing"),
+            ("--mode distserve --dispatch-timeout 9", "--dispatch-policy multiplexing"),
+            (&format!("{multiplexing} --max-multiplexing-length 9 --dispatch-timeout 9"), ""),
+            (&format!("{multiplexing} --multiplexing-decode-batch-latency-watermark 9"), ""),
+            ("--early-rejection", ""),
+            ("--prefill-max-num-seqs 9", "--prefill-max-num-seqs changes nothing here"),
+            (
+                "--replica-spec 1,1 1,1 --decode-scheduler orca",
+                "--decode-scheduler changes nothing",
+            ),
+            ("--mode distserve --prefill-max-num-seqs 9 --decode-scheduler orca", ""),
+            ("--mode distserve --partition-id 2 --prefill-max-num-seqs 9", "that only prefills"),
+            (&format!("{joined} --prefill-max-num-seqs 9"), "have flags of their own"),
+            (&format!("{joined} --schedule-policy edf"), ""),
+            ("--replica-spec 1,1 1,1 --schedule-policy edf", "--mode distserve"),
+        ] {
+            check(flags, words);
         }
     }
 

@@ -22,8 +22,13 @@ pub(crate) enum DeploymentMode {
 const RANKS: [&str; 4] = ["--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp"];
 
 /// Flags that mean something with several instances only.
-const INSTANCES: [&str; 4] =
-    ["--replica-spec", "--partition-id", "--max-multiplexing-length", "--early-rejection"];
+const INSTANCES: [&str; 5] = [
+    "--replica-spec",
+    "--partition-id",
+    "--schedule-policy",
+    "--max-multiplexing-length",
+    "--early-rejection",
+];
 
 /// How others of these begin.
 const OF_INSTANCES: [&str; 4] = ["--prefill-", "--decode-", "--dispatch-", "--multiplexing-"];
@@ -46,6 +51,11 @@ impl DeploymentMode {
         }
     }
 
+    /// Returns whether a flag means something.
+    pub(super) fn knows(self, flag: &str) -> bool {
+        self == Self::Disaggregated || !is_of_instances(flag)
+    }
+
     /// Leaves of a run's flags those that this mode knows. An engine in the process gets all of them; for a server, results are told
     /// what it is.
     ///
@@ -55,13 +65,12 @@ impl DeploymentMode {
         let mut deployed = Deployed::default();
         for words in by_flag(flags) {
             let name = words[0].split('=').next().unwrap_or_default();
-            let is_of_instances = INSTANCES.contains(&name)
-                || OF_INSTANCES.iter().any(|prefix| name.starts_with(prefix));
-            match (is_of_instances, self) {
-                (true, Self::Simple) => {}
-                (true, Self::Disaggregated) => deployed.server.extend_from_slice(words),
-                _ if RANKS.contains(&name) => deployed.server.extend_from_slice(words),
-                _ => deployed.bench.extend_from_slice(words),
+            match () {
+                () if !self.knows(name) => {}
+                () if is_of_instances(name) || RANKS.contains(&name) => {
+                    deployed.server.extend_from_slice(words);
+                }
+                () => deployed.bench.extend_from_slice(words),
             }
         }
         if self == Self::Disaggregated {
@@ -117,6 +126,10 @@ impl DeploymentMode {
     }
 }
 
+fn is_of_instances(flag: &str) -> bool {
+    INSTANCES.contains(&flag) || OF_INSTANCES.iter().any(|prefix| flag.starts_with(prefix))
+}
+
 fn told_as(field: &str) -> String {
     format!("--metadata={field}")
 }
@@ -160,7 +173,7 @@ mod tests {
     use super::*;
 
     const FLAGS: &str = "opt-13b --device sim:x --replica-spec 2,1 1,1 1,1 --partition-id=1 -tp 4 --no-progress \
-        --decode-max-num-seqs 9 --num-prompts=8";
+        --decode-max-num-seqs 9 --schedule-policy edf --num-prompts=8";
 
     fn check(mode: DeploymentMode, target: Target, bench: &str, server: &str) {
         let flags: Vec<String> = FLAGS.split_whitespace().map(str::to_owned).collect();
@@ -173,7 +186,8 @@ mod tests {
     fn flags_go_to_whom_they_are_for() {
         use DeploymentMode::{Disaggregated, Simple};
         let load = "opt-13b --device sim:x --no-progress --num-prompts=8";
-        let apart = "--replica-spec 2,1 1,1 1,1 --partition-id=1 -tp 4 --decode-max-num-seqs 9 --mode=distserve";
+        let apart = "--replica-spec 2,1 1,1 1,1 --partition-id=1 -tp 4 --decode-max-num-seqs 9 --schedule-policy edf \
+            --mode=distserve";
         check(Simple, Target::Run, &format!("{load} -tp 4"), "");
         check(Disaggregated, Target::Run, &format!("{load} {apart}"), "");
         let told = "--deployment-mode=simple --num-gpus=4 --metadata=tensor_parallel_size=4";

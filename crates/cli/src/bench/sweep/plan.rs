@@ -146,7 +146,8 @@ impl Plan {
         let mut points = Vec::new();
         for (mode, variant) in all {
             let mut open = vec![self.first_point(mode, variant)?];
-            for (flag, values) in &self.axes {
+            let known = |flag: &str| mode.is_none_or(|mode| mode.knows(&format!("--{flag}")));
+            for (flag, values) in self.axes.iter().filter(|(flag, _)| known(flag)) {
                 let with = |point: &Point, value: &String| {
                     let mut point = point.clone();
                     point.values.push((flag.clone(), value.clone()));

@@ -83,6 +83,21 @@ fn flags_alone_make_a_sweep() {
 }
 
 #[test]
+fn one_instance_is_not_told_what_is_for_several() {
+    let toml = "modes = [\"simple\", \"disaggregated\"]";
+    let vary = ["dispatch-policy=slack,round-robin", "request-rate=1"];
+    let points = plan(toml, &vary, &["m", "--schedule-policy=edf"]).unwrap().points().unwrap();
+    let lines: Vec<String> = points.iter().map(Point::command_line).collect();
+    assert_eq!(lines.len(), 3, "{lines:?}");
+    let (simple, apart) = lines.split_first().unwrap();
+    assert!(!simple.contains("policy") && simple.contains("--request-rate=1"), "{simple}");
+    for (line, policy) in apart.iter().zip(["slack", "round-robin"]) {
+        let told = line.contains(&format!("--dispatch-policy={policy}"));
+        assert!(told && line.contains("--schedule-policy=edf"), "{line}");
+    }
+}
+
+#[test]
 fn a_server_of_its_own_is_measured_over_http() {
     let toml = "serve-cmd = \"stallfree serve m\"\n[vary]\nrequest-rate = [1]";
     let plan = plan(toml, &[], &["--num-prompts=3"]).unwrap();
