@@ -115,6 +115,15 @@ struct World {
 
 impl World {
     fn start(here: &[Role], there: &[(Role, Option<Fault>)], max_waiting: usize) -> Self {
+        Self::with_patience(here, there, max_waiting, Duration::from_secs(20))
+    }
+
+    fn with_patience(
+        here: &[Role],
+        there: &[(Role, Option<Fault>)],
+        max_waiting: usize,
+        patience: Duration,
+    ) -> Self {
         let network = MockNetwork::default();
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = listener.local_addr().expect("its address").port();
@@ -131,6 +140,7 @@ impl World {
             kv_address: b"here".to_vec(),
             neighbours: Arc::clone(&told) as _,
             wait_for: there.len(),
+            patience,
         };
         let config = ClusterConfig {
             dispatch: build(&DispatchConfig::default()).expect("a policy"),
@@ -268,11 +278,30 @@ fn who_does_not_belong_is_told_why() {
     let other = Agreement { block_size: 16, ..agreement() };
     check(JoinConfig { agreement: other, ..fits.clone() }, "--block-size: 16 there, 4 at the");
     check(JoinConfig { role: Role::Decode, ..fits.clone() }, "--role decode: the server runs");
+    let long = Agreement { model: "a very long name".repeat(100_000), ..agreement() };
+    check(JoinConfig { agreement: long, ..fits.clone() }, "it says hello in more than");
     let nobody =
         JoinConfig { server: "127.0.0.1:1".to_owned(), patience: Duration::ZERO, ..fits.clone() };
     check(nobody, "no server answers at 127.0.0.1:1");
     check(JoinConfig { server: "no address".to_owned(), ..fits }, "no address is not HOST:PORT");
     drop(world.end());
+}
+
+#[test]
+fn one_that_does_not_become_ready_is_given_up() {
+    let world = World::with_patience(&[Role::Mixed], &[], 100, Duration::from_millis(100));
+    let joined = join(&join_config(world.port, Role::Mixed)).expect("it is let in");
+    let gone = (joined.instance(), None);
+    let clock = WallClock::start();
+    while !world.told.0.lock().expect("no panic").contains(&gone) {
+        assert!(clock.now().since_start() < Duration::from_secs(20));
+        thread::sleep(Duration::from_millis(5)); // until it is given up
+    }
+    let network = MockNetwork::default();
+    let Start { engine, leases, .. } = start(&network, joined.instance(), Role::Mixed, None);
+    let ended = joined.run(engine, leases, std::future::pending());
+    let error = ended.expect_err("it came too late").to_string();
+    assert!(error.contains("gave this instance up: it was not ready after 100ms"), "{error}");
 }
 
 #[test]

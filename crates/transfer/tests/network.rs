@@ -149,6 +149,23 @@ fn whoever_waits_is_told_when_an_instance_is_gone_or_stuck() {
 }
 
 #[test]
+fn strangers_are_few_and_keep_nobody_out() {
+    let ports = Ports::default();
+    ports.open(InstanceId(0), Arc::new(keeper(10)));
+    let server = KvServer::start(HOST, ports, None).expect("it starts");
+    let network = KvNetwork::new(None);
+    let port = network.port(InstanceId(0), server.address().clone());
+    assert_eq!(wait(&read(&*port, 1, &blocks(1))), Ok(payload(&blocks(1), 10)));
+    let knock = |_| TcpStream::connect(server.address().tcp).expect("it listens");
+    let mut strangers: Vec<TcpStream> = (0..100).map(knock).collect();
+    // Who was known before is served, and who comes after them is as soon as some have gone.
+    assert_eq!(wait(&read(&*port, 1, &blocks(2))), Ok(payload(&blocks(2), 10)));
+    strangers.truncate(20);
+    let port = KvNetwork::new(None).port(InstanceId(0), server.address().clone());
+    assert_eq!(wait(&read(&*port, 1, &blocks(3))), Ok(payload(&blocks(3), 10)));
+}
+
+#[test]
 fn a_stranger_is_given_no_memory() {
     let server = KvServer::start(HOST, Ports::default(), None).expect("it starts");
     let mut stream = TcpStream::connect(server.address().tcp).expect("it listens");

@@ -8,7 +8,7 @@ use stallfree_kernels::Backend;
 use stallfree_kernels::cpu::{CpuBackend, CpuConfig, KvType};
 use stallfree_models::{Checkpoint, LoadOptions, Model, ModelConfig};
 
-use crate::nodes::agree_on_blocks;
+use crate::nodes::{self, agree_on_blocks};
 use crate::ranks::{on_each, run_all};
 use crate::step_times::StepTimes;
 use crate::{Error, KvSize, Parallel, Runner, ThreadExecutor, WorkerReport};
@@ -133,14 +133,17 @@ impl Ranks {
             }
         };
         let node = config.nodes.as_ref().map_or(0, |nodes| nodes.node);
-        let room = num_blocks(checkpoint.config(), &parts, config)?;
-        let loaded_ranks = load(checkpoint, config, options, parts.into_iter().zip(ends))?;
-        let loaded = clock.now();
-        let num_blocks = agree_on_blocks(node, &mut controls, room)?;
-        let kv = KvGeometry { num_blocks, block_size: config.block_size };
-        let runners = on_each(loaded_ranks, |(mut backend, model)| {
-            backend.allocate_kv(&model.kv_spec(kv.num_blocks, kv.block_size))?;
-            Ok(Runner::new(backend, model, kv.block_size, MAX_TOKENS))
+        let (runners, kv, loaded) = nodes::start(node, &mut controls, |controls| {
+            let room = num_blocks(checkpoint.config(), &parts, config)?;
+            let loaded_ranks = load(checkpoint, config, options, parts.into_iter().zip(ends))?;
+            let loaded = clock.now();
+            let num_blocks = agree_on_blocks(node, controls, room)?;
+            let kv = KvGeometry { num_blocks, block_size: config.block_size };
+            let runners = on_each(loaded_ranks, |(mut backend, model)| {
+                backend.allocate_kv(&model.kv_spec(kv.num_blocks, kv.block_size))?;
+                Ok(Runner::new(backend, model, kv.block_size, MAX_TOKENS))
+            })?;
+            Ok((runners, kv, loaded))
         })?;
         Ok(Self { runners, controls, kv, loaded })
     }

@@ -17,7 +17,7 @@ pub use self::sizes::cuda_dtype;
 use self::sizes::{backend_config, num_blocks};
 use crate::cpu::probe;
 use crate::exchange::{Exchange, GpuRanks, join};
-use crate::nodes::{agree_on_blocks, wait_for_all};
+use crate::nodes::{self, agree_on_blocks, wait_for_all};
 use crate::ranks::{on_each, run_all};
 use crate::{Error, KvSize, Parallel, Runner, ThreadExecutor, WorkerReport};
 
@@ -169,49 +169,53 @@ impl Ranks {
                 controls
             }
         };
-        let ranks = on_each((config.first_gpu..).zip(parts), |rank| {
-            let config = backend_config(model, config, options.dtype, rank);
-            Ok((rank.1, CudaBackend::new(config)?))
+        let node = config.node();
+        let (runners, kv, communicators) = nodes::start(node, &mut controls, |controls| {
+            let ranks = on_each((config.first_gpu..).zip(parts), |rank| {
+                let config = backend_config(model, config, options.dtype, rank);
+                Ok((rank.1, CudaBackend::new(config)?))
+            })?;
+            done("open GPU");
+            let ranks = load(checkpoint, ranks, options)?;
+            done("load weights");
+            let mut joined = Vec::new();
+            if exchange == Exchange::Nccl {
+                // Before the cache takes what memory is left.
+                let gpus = ranks.iter().map(|(backend, model)| (model.part(), backend.device()));
+                joined = join(gpus, parallel, (node, controls))?;
+                done("join ranks");
+            }
+            // Every rank has as many blocks as the one with the least room.
+            let counts = ranks.iter().map(|(backend, model)| num_blocks(backend, &**model, config));
+            let counts: Vec<usize> = counts.collect::<Result<_, Error>>()?;
+            let least = counts.into_iter().min().unwrap_or(1);
+            let num_blocks = agree_on_blocks(node, controls, least)?;
+            let kv = KvGeometry { num_blocks, block_size: config.block_size };
+            let mut runners = on_each(ranks, |(mut backend, model)| {
+                backend.allocate_kv(&model.kv_spec(kv.num_blocks, kv.block_size))?;
+                Ok(Runner::new(backend, model, kv.block_size, config.max_tokens))
+            })?;
+            done("allocate KV cache");
+            // Compiles and loads every kernel, and times products, so that no request waits for it.
+            let longest = config.max_tokens.min(kv.num_tokens());
+            let ends = TIMED_ROWS.into_iter().filter(|&rows| rows < longest);
+            for num_tokens in ends.chain([longest.min(TIMED_ROWS[TIMED_ROWS.len() - 1])]) {
+                run_all(&mut runners, &probe(num_tokens, 0, kv.block_size))?;
+            }
+            let sizes = (model.hidden_size, model.vocab_size);
+            let communicators = joined.iter().flat_map(Communicators::all).cloned().collect();
+            match exchange {
+                Exchange::PeerMemory if parallel == Parallel::NONE => {}
+                Exchange::PeerMemory => connect(&mut runners, parallel, sizes.0)?,
+                Exchange::Nccl => connect_through_nccl(&mut runners, joined, sizes)?,
+            }
+            done("warm up");
+            record(&mut runners, config, kv, recording)?;
+            // A step waits for all of its ranks, and should not wait for those that still compile.
+            wait_for_all(node, controls)?;
+            done("record steps");
+            Ok((runners, kv, communicators))
         })?;
-        done("open GPU");
-        let ranks = load(checkpoint, ranks, options)?;
-        done("load weights");
-        let (node, mut joined) = (config.node(), Vec::new());
-        if exchange == Exchange::Nccl {
-            // Before the cache takes what memory is left.
-            let gpus = ranks.iter().map(|(backend, model)| (model.part(), backend.device()));
-            joined = join(gpus, parallel, (node, &mut controls))?;
-            done("join ranks");
-        }
-        // Every rank has as many blocks as the one with the least room.
-        let counts = ranks.iter().map(|(backend, model)| num_blocks(backend, &**model, config));
-        let counts: Vec<usize> = counts.collect::<Result<_, Error>>()?;
-        let least = counts.into_iter().min().unwrap_or(1);
-        let num_blocks = agree_on_blocks(node, &mut controls, least)?;
-        let kv = KvGeometry { num_blocks, block_size: config.block_size };
-        let mut runners = on_each(ranks, |(mut backend, model)| {
-            backend.allocate_kv(&model.kv_spec(kv.num_blocks, kv.block_size))?;
-            Ok(Runner::new(backend, model, kv.block_size, config.max_tokens))
-        })?;
-        done("allocate KV cache");
-        // Compiles and loads every kernel, and times products, so that no request waits for it.
-        let longest = config.max_tokens.min(kv.num_tokens());
-        let ends = TIMED_ROWS.into_iter().filter(|&rows| rows < longest);
-        for num_tokens in ends.chain([longest.min(TIMED_ROWS[TIMED_ROWS.len() - 1])]) {
-            run_all(&mut runners, &probe(num_tokens, 0, kv.block_size))?;
-        }
-        let sizes = (model.hidden_size, model.vocab_size);
-        let communicators = joined.iter().flat_map(Communicators::all).cloned().collect();
-        match exchange {
-            Exchange::PeerMemory if parallel == Parallel::NONE => {}
-            Exchange::PeerMemory => connect(&mut runners, parallel, sizes.0)?,
-            Exchange::Nccl => connect_through_nccl(&mut runners, joined, sizes)?,
-        }
-        done("warm up");
-        record(&mut runners, config, kv, recording)?;
-        // A step waits for all of its ranks, and should not wait for those that still compile.
-        wait_for_all(node, &mut controls)?;
-        done("record steps");
         Ok(Self { runners, controls, kv, exchange, communicators, phases })
     }
 }

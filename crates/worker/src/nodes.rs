@@ -22,6 +22,8 @@ enum Told {
     Batch(Batch),
     /// There is nothing more to come.
     End,
+    /// It does not start, and why.
+    Failed(String),
 }
 
 /// What another node answers.
@@ -50,6 +52,24 @@ fn receive<T: DeserializeOwned>(from: &mut ControlReceiver, node: usize) -> Resu
     postcard::from_bytes(&bytes).map_err(|e| gone(node, e))
 }
 
+/// Does what `node` has to do before it serves; if that fails, the others hear why.
+pub(crate) fn start<T>(
+    node: usize,
+    controls: &mut [Control],
+    work: impl FnOnce(&mut [Control]) -> Result<T, Error>,
+) -> Result<T, Error> {
+    work(controls).inspect_err(|error| {
+        let reason = error.to_string();
+        for (place, Control { sender, .. }) in controls.iter().enumerate() {
+            // It may be gone, which may be why.
+            drop(match node {
+                0 => send(sender, place + 1, &Told::Failed(reason.clone())),
+                _ => send(sender, 0, &Answer::Failed(BatchId(0), reason.clone())),
+            });
+        }
+    })
+}
+
 /// Waits until all nodes have come here; each of them says so once.
 pub(crate) fn wait_for_all(node: usize, controls: &mut [Control]) -> Result<(), Error> {
     for (place, Control { sender, receiver }) in controls.iter_mut().enumerate() {
@@ -76,6 +96,7 @@ pub(crate) fn share_ids(
         let control = controls.first_mut().ok_or_else(|| gone(0, "there is no way to it"))?;
         return match receive(&mut control.receiver, 0)? {
             Told::Ids(ids) => Ok(ids),
+            Told::Failed(reason) => Err(gone(0, reason)),
             Told::NumBlocks(_) | Told::Batch(_) | Told::End => Err(gone(0, TOO_EARLY)),
         };
     }
@@ -97,6 +118,7 @@ pub(crate) fn agree_on_blocks(
         send(sender, 0, &Answer::NumBlocks(own))?;
         return match receive(receiver, 0)? {
             Told::NumBlocks(num_blocks) => Ok(num_blocks),
+            Told::Failed(reason) => Err(gone(0, reason)),
             Told::Ids(_) | Told::Batch(_) | Told::End => Err(gone(0, TOO_EARLY)),
         };
     }
@@ -165,6 +187,7 @@ impl ThreadExecutor {
                 match receive(&mut receiver, 0) {
                     Ok(Told::Batch(batch)) => self.pass_on(batch),
                     Ok(Told::End) => break Ok(()),
+                    Ok(Told::Failed(reason)) => break Err(gone(0, reason)),
                     Ok(Told::Ids(_) | Told::NumBlocks(_)) => {}
                     Err(lost) => break Err(lost),
                 }
@@ -200,7 +223,7 @@ mod tests {
 
     use stallfree_comm::{Control, NodeConfig, meet};
 
-    use super::{agree_on_blocks, share_ids, wait_for_all};
+    use super::{agree_on_blocks, share_ids, start, wait_for_all};
     use crate::Error;
 
     /// Runs `work` on three nodes that have met.
@@ -253,14 +276,23 @@ mod tests {
 
     #[test]
     fn a_node_that_is_lost_before_all_met_is_named() {
-        let outcomes = on_nodes(|node, controls| match node {
-            2 => Err(Error::Panic),
-            _ => share_ids(node, controls, || Ok(Vec::new())),
-        });
-        let text = |node: usize| {
-            outcomes[node].as_ref().err().map(ToString::to_string).unwrap_or_default()
+        let check = |tells: bool, expected: [&str; 2]| {
+            let work = |node: usize, controls: &mut [Control]| match node {
+                2 => Err(Error::Panic),
+                _ => share_ids(node, controls, || Ok(Vec::new())),
+            };
+            let outcomes = on_nodes(|node, controls| match tells {
+                true => start(node, controls, |controls| work(node, controls)),
+                false => work(node, controls),
+            });
+            for (outcome, expected) in outcomes.iter().zip(expected) {
+                let error = outcome.as_ref().expect_err("a node is gone").to_string();
+                assert_eq!(error, expected);
+            }
         };
-        assert!(text(0).contains("node 2 is gone: the connection closed"), "{outcomes:?}");
-        assert!(text(1).contains("node 0 is gone: the connection closed"), "{outcomes:?}");
+        let closed = "is gone: the connection closed";
+        check(false, [&format!("node 2 {closed}"), &format!("node 0 {closed}")]);
+        let reason = format!("node 2 is gone: {}", Error::Panic);
+        check(true, [&reason, &format!("node 0 is gone: {reason}")]);
     }
 }

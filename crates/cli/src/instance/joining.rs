@@ -5,6 +5,7 @@ use std::net::{
 };
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use stallfree_cluster::{Agreement, GateConfig, JoinConfig, Neighbours};
@@ -23,6 +24,9 @@ use crate::{model_source, signals};
 
 /// Memory that is registered with NIXL, for KV on its way; more goes over TCP. It costs nothing until it is used.
 const NIXL_BYTES: usize = 256 << 20;
+
+/// How long an instance may take to load its model before its server gives it up.
+const LOADING_PATIENCE: Duration = Duration::from_secs(3600);
 
 /// The KV of all processes of a deployment, as this one reads and shows it.
 #[derive(Debug)]
@@ -112,6 +116,7 @@ pub(super) fn gate(
         kv_address: reach.server.address().to_bytes(),
         neighbours: Arc::new(reach),
         wait_for: args.wait_for,
+        patience: LOADING_PATIENCE,
     })
 }
 
@@ -162,8 +167,15 @@ pub(crate) fn run(args: &InstanceArgs, environment: &Environment) -> Result<()> 
     tracing::info!("This is instance {instance}");
     let network = SimNetwork::default();
     let seat = Seat { instance, leases: leases.clone(), ports: ports.clone(), network };
-    let started = start_device(Some(&checkpoint), &found.path, &config, Some(&seat))?;
-    let Built { engine, worker, scheduler, .. } = build(started, &config, |_| None)?;
+    let started = start_device(Some(&checkpoint), &found.path, &config, Some(&seat));
+    let built = match started.and_then(|started| build(started, &config, |_| None)) {
+        Ok(built) => built,
+        Err(error) => {
+            joined.fail(&format!("{error:#}"));
+            return Err(error);
+        }
+    };
+    let Built { engine, worker, scheduler, .. } = built;
     let report = StartReport {
         role: args.joining.role.into(),
         phases: worker.phases.clone(),

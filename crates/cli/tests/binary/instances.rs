@@ -175,6 +175,16 @@ fn run_undisturbed() -> Vec<(Value, Vec<String>)> {
 }
 
 #[test]
+fn an_instance_that_cannot_load_says_why() {
+    let mut world = World::start(&["mixed"], &[]);
+    let flags = ["--max-model-len=1m"];
+    let far = Far::start_with((world.model.path(), world.port, "mixed"), &flags, None);
+    let line = world.server.wait_for("instance 1 is lost");
+    assert!(line.contains("--max-model-len 1000000 is more than the model's"), "{line}");
+    drop(far);
+}
+
+#[test]
 fn clients_get_every_token_once_whichever_process_is_killed() {
     let expected = undisturbed();
     // Which one is killed, and how many tokens each client has by then.

@@ -43,6 +43,8 @@ pub struct GateConfig {
     pub neighbours: Arc<dyn Neighbours>,
     /// How many have to join before requests are taken.
     pub wait_for: usize,
+    /// How long one may take from joining until it is ready.
+    pub patience: Duration,
 }
 
 impl fmt::Debug for GateConfig {
@@ -65,6 +67,7 @@ pub(crate) struct Gate {
     agreement: Agreement,
     separates: bool,
     neighbours: Arc<dyn Neighbours>,
+    patience: Duration,
     deployment: Deployment,
     state: Mutex<State>,
     /// Woken when one is ready.
@@ -95,8 +98,15 @@ impl Gate {
         config: GateConfig,
         deployment: Deployment,
     ) -> io::Result<(OpenGate, Vec<EngineInfo>)> {
-        let GateConfig { listener, agreement, separates, kv_address, neighbours, wait_for } =
-            config;
+        let GateConfig {
+            listener,
+            agreement,
+            separates,
+            kv_address,
+            neighbours,
+            wait_for,
+            patience,
+        } = config;
         let address = listener.local_addr()?;
         listener.set_nonblocking(true)?;
         let (closing, watching) = watch::channel(false);
@@ -107,6 +117,7 @@ impl Gate {
             agreement,
             separates,
             neighbours,
+            patience,
             deployment,
             state: Mutex::new(state),
             came: Condvar::new(),
@@ -226,12 +237,18 @@ impl Gate {
         inbound: &mut Streaming<FromInstance>,
     ) -> Option<String> {
         let mut closing = self.closing.clone();
+        let given_up = tokio::time::sleep(self.patience);
+        tokio::pin!(given_up);
+        let mut is_ready = false;
         let mut number = 1; // was its hello
         loop {
             let message = tokio::select! {
                 _ = closing.changed() => return None,
                 () = remote.overrun.notified() => {
                     return Some("it does not take its orders".to_owned());
+                }
+                () = &mut given_up, if !is_ready => {
+                    return Some(format!("it was not ready after {:?}", self.patience));
                 }
                 message = timeout(SILENCE, inbound.message()) => message,
             };
@@ -247,7 +264,10 @@ impl Gate {
             }
             for news in message.news {
                 let heard = match news.kind {
-                    Some(NewsKind::Ready(ready)) => self.ready(remote, ready),
+                    Some(NewsKind::Ready(ready)) => {
+                        is_ready = true;
+                        self.ready(remote, ready)
+                    }
                     Some(news) => remote.hear(news),
                     None => Ok(()),
                 };

@@ -280,6 +280,16 @@ impl Joined {
         self.instance
     }
 
+    /// Ends without having run anything: the server hears why.
+    pub fn fail(self, reason: &str) {
+        self.uplink.end(reason);
+        // The server may be gone, too.
+        let _sent = self.runtime.block_on(async {
+            timeout(SILENCE, self.sending).await.is_ok()
+                && timeout(SILENCE, self.listening).await.is_ok()
+        });
+    }
+
     /// Runs what the server gives, on an engine whose executor knows its number and `leases`, until the server ends or `stop` completes:
     /// then others fetch what is here, and go on.
     ///

@@ -2,11 +2,14 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
+use http_body_util::{BodyStream, StreamBody};
+use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
-use tonic::codegen::{BoxFuture, Service, http};
+use tonic::codegen::{Body as HttpBody, BoxFuture, Bytes, Service, http};
 use tonic::server::{Grpc, StreamingService};
 use tonic::{Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
@@ -19,6 +22,9 @@ pub(crate) const JOIN: &str = "/stallfree.Instances/Join";
 
 /// The most bytes of a message: the prompts of a few ten sequences, with their logprobs.
 pub(crate) const MAX_BYTES: usize = 1 << 30;
+
+/// The most bytes that somebody may send before it is let in.
+pub(crate) const MAX_HELLO_BYTES: usize = 1 << 20;
 
 /// How many bytes may be on their way before they are taken.
 pub(crate) const WINDOW: u32 = 1 << 22;
@@ -47,12 +53,37 @@ impl Service<http::Request<Body>> for Instances {
             let mut grpc = Grpc::new(codec)
                 .max_decoding_message_size(MAX_BYTES)
                 .max_encoding_message_size(MAX_BYTES);
-            Ok(grpc.streaming(Joining(gate), request).await)
+            let is_in = Arc::new(AtomicBool::new(false));
+            let joining = Joining { gate, is_in: Arc::clone(&is_in) };
+            let request = request.map(|body| limited(body, is_in));
+            Ok(grpc.streaming(joining, request).await)
         })
     }
 }
 
-struct Joining(Arc<Gate>);
+/// What somebody sends: not much, until it is let in.
+fn limited(body: Body, is_in: Arc<AtomicBool>) -> impl HttpBody<Data = Bytes, Error = Status> {
+    let mut left = MAX_HELLO_BYTES;
+    let frames = BodyStream::new(body).map(move |frame| {
+        let frame = frame?;
+        let num_bytes = frame.data_ref().map_or(0, Bytes::len);
+        if !is_in.load(Ordering::Acquire) {
+            left = left.checked_sub(num_bytes).ok_or_else(|| {
+                Status::resource_exhausted(format!(
+                    "it says hello in more than {MAX_HELLO_BYTES} bytes"
+                ))
+            })?;
+        }
+        Ok(frame)
+    });
+    StreamBody::new(frames)
+}
+
+struct Joining {
+    gate: Arc<Gate>,
+    /// Whether it has been let in.
+    is_in: Arc<AtomicBool>,
+}
 
 impl StreamingService<FromInstance> for Joining {
     type Response = ToInstance;
@@ -60,10 +91,12 @@ impl StreamingService<FromInstance> for Joining {
     type Future = BoxFuture<Response<Self::ResponseStream>, Status>;
 
     fn call(&mut self, request: Request<Streaming<FromInstance>>) -> Self::Future {
-        let gate = Arc::clone(&self.0);
+        let (gate, is_in) = (Arc::clone(&self.gate), Arc::clone(&self.is_in));
         Box::pin(async move {
             let from = request.remote_addr();
             let orders = gate.welcome(request.into_inner(), from).await?;
+            // It says no more before it has this answer.
+            is_in.store(true, Ordering::Release);
             Ok(Response::new(ReceiverStream::new(orders)))
         })
     }

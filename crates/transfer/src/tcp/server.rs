@@ -20,6 +20,9 @@ use crate::{KvAddress, KvPayload, NixlAgent, Ports};
 /// Answers of a connection that may be in memory before the earliest has been sent: one is copied out while another is sent.
 const MAX_ANSWERS: usize = 2;
 
+/// Connections that have not said yet who they are: until one of them has, or is gone, others wait.
+const MAX_STRANGERS: usize = 64;
+
 /// How long nobody is let in after that has failed.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -78,14 +81,16 @@ struct Served {
 }
 
 fn accept_all(listener: &TcpListener, served: &Served, ends: &AtomicBool) {
+    // Counted by its clones.
+    let strangers = Arc::new(());
     for stream in listener.incoming() {
         if ends.load(Ordering::Relaxed) {
             return;
         }
         let served = stream.and_then(|stream| {
-            let served = served.clone();
+            let (served, stranger) = (served.clone(), Arc::clone(&strangers));
             spawn("stallfree-kv-serve", move || {
-                if let Err(error) = serve(&stream, served) {
+                if let Err(error) = serve(&stream, served, stranger) {
                     tracing::debug!("a reader of KV is gone: {error}");
                 }
                 // The thread that writes may wait for the reader.
@@ -97,11 +102,14 @@ fn accept_all(listener: &TcpListener, served: &Served, ends: &AtomicBool) {
             // What is missing, such as file descriptors, may be there again soon.
             thread::sleep(PAUSE);
         }
+        while Arc::strong_count(&strangers) > MAX_STRANGERS && !ends.load(Ordering::Relaxed) {
+            thread::sleep(PAUSE);
+        }
     }
 }
 
-/// Takes a connection's orders to its end.
-fn serve(stream: &TcpStream, served: Served) -> io::Result<()> {
+/// Takes a connection's orders to its end; it is a stranger until it has said who it is.
+fn serve(stream: &TcpStream, served: Served, stranger: Arc<()>) -> io::Result<()> {
     let Served { ports, secret, agent } = served;
     stream.set_nodelay(true)?;
     stream.set_write_timeout(Some(PATIENCE))?;
@@ -110,6 +118,7 @@ fn serve(stream: &TcpStream, served: Served) -> io::Result<()> {
     if frame::read_hello(&mut from)? != (Hello { magic: MAGIC, secret }) {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
+    drop(stranger);
     stream.set_read_timeout(None)?;
     // As many as there are permits.
     let (answers, answered) = channel();
