@@ -282,9 +282,27 @@ impl Directory {
         ends.min().map_or(Duration::ZERO, |at| at - view.arrived)
     }
 
-    /// Takes note that a sequence has ended.
-    pub(crate) fn ended(&mut self, id: SeqId, now: Time) {
-        self.leave(id, now);
+    /// Takes note that a sequence has ended; returns whether that was a prompt's, so that others are computed sooner.
+    pub(crate) fn ended(&mut self, id: SeqId, now: Time) -> bool {
+        self.leave(id, now).is_some_and(|entry| entry.view.is_prompt())
+    }
+
+    /// Returns whether it is known.
+    pub(crate) fn has(&self, id: SeqId) -> bool {
+        self.seqs.contains_key(&id)
+    }
+
+    /// Returns whether nobody would be given a sequence without KV that nobody has.
+    pub(crate) fn waits(&mut self, view: &SeqView, now: Time) -> bool {
+        self.choose(view, None, now) == Some(Choice::Wait)
+    }
+
+    /// Returns whether an instance may have more room now than when it was asked for that by `least`, or anything that takes more.
+    pub(crate) fn may_take(&self, instance: InstanceId, least: &SeqView, now: Time) -> bool {
+        let mut members = self.members.iter();
+        members.any(|member| {
+            member.instance == instance && self.dispatcher.policy.may_take(member, least, now)
+        })
     }
 
     /// Takes note that a reader is gone; returns who has its sequence.

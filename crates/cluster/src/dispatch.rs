@@ -22,6 +22,12 @@ pub trait Dispatch: fmt::Debug + Send {
     /// Says which of `candidates`, of which there is at least one, is to run a sequence next.
     fn pick(&mut self, seq: &SeqView, candidates: &[&Member], now: Time) -> Choice;
 
+    /// Returns whether an instance may be given a prompt that no instance was given before, after it has told how it is without any
+    /// prompt being done there. `least` takes no more than any that waits: if that is not to go there, nothing is.
+    fn may_take(&self, _member: &Member, _least: &SeqView, _now: Time) -> bool {
+        false
+    }
+
     /// Returns whether what has to be computed may also go to instances that decode.
     fn multiplexes(&self) -> bool {
         false
@@ -33,7 +39,7 @@ pub trait Dispatch: fmt::Debug + Send {
 pub enum Choice {
     /// To the candidate at this place.
     Candidate(usize),
-    /// To nobody for now; it is asked again when something has changed. A sequence whose KV is to be fetched does not wait here.
+    /// To nobody for now; it is asked again when an instance has done with a prompt, or [may take](Dispatch::may_take) one. A sequence whose KV is to be fetched does not wait here.
     Wait,
 }
 

@@ -16,6 +16,7 @@ mod replay;
 mod role;
 mod seq_view;
 mod switchboard;
+mod waiting;
 
 pub use cluster::{Cluster, ClusterConfig, Start};
 pub use directory::Directory;

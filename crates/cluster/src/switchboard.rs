@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::Thread;
+use std::time::Duration;
 
 use stallfree_core::{Clock, InstanceId, KvLease, KvOffer, Request, SeqId, Time};
 use stallfree_engine::{
@@ -10,7 +11,11 @@ use stallfree_engine::{
 };
 
 use crate::directory::Place;
+use crate::waiting::{Waiting, WaitingList};
 use crate::{Directory, SeqView};
+
+/// After so long what waits is tried again, whatever has happened: predictions become certain as time goes by.
+const RETRY: Duration = Duration::from_millis(50);
 
 /// The way to the engines.
 pub(crate) trait Lines: Send + Sync {
@@ -31,14 +36,9 @@ pub(crate) struct Switchboard {
 #[derive(Debug)]
 pub(crate) struct Board {
     pub(crate) directory: Directory,
-    /// Sequences that no instance is to have yet.
-    waiting: Vec<Waiting>,
-}
-
-#[derive(Debug)]
-struct Waiting {
-    seq: HandedOver,
-    since: Time,
+    waiting: WaitingList,
+    /// When these were tried last.
+    tried: Time,
 }
 
 /// Why a sequence changes its place.
@@ -56,7 +56,8 @@ impl Switchboard {
         lines: Box<dyn Lines>,
         clock: Arc<dyn Clock>,
     ) -> Arc<Self> {
-        let board = Mutex::new(Board { directory, waiting: Vec::new() });
+        let board =
+            Mutex::new(Board { directory, waiting: WaitingList::default(), tried: Time::ZERO });
         Arc::new(Self { board, lines, clock, keeper: OnceLock::new() })
     }
 
@@ -76,13 +77,18 @@ impl Switchboard {
         let text = lost.unwrap_or("every instance is lost");
         let reason = Reason { text, rescued: lost.is_some() };
         let mut board = self.board();
+        // One that comes makes no room, unless it leaves an instance.
+        let makes_room = board.directory.has(seq.id);
         if let Some(seq) = self.settle(&mut board, seq, reason) {
-            board.waiting.push(Waiting { seq, since: self.clock.now() });
+            let view = SeqView::of(&seq);
+            board.waiting.push(Waiting { seq, view, since: self.clock.now() });
             if let Some(keeper) = self.keeper.get() {
                 keeper.unpark();
             }
         }
-        self.settle_waiting(&mut board);
+        if makes_room {
+            self.settle_waiting(&mut board);
+        }
     }
 
     /// Gives a sequence to an instance, or ends it; returns it if it has to wait.
@@ -135,35 +141,56 @@ impl Switchboard {
     }
 
     /// Tries again what waits: in the order of the queues, those last whose deadline is over. Refuses what has waited too long.
+    ///
+    /// The more waits, the longer that takes: it is for when there is room for a prompt that was not there before.
     fn settle_waiting(&self, board: &mut Board) {
-        if board.waiting.is_empty() {
+        if board.waiting.len() == 0 {
             return;
         }
         let now = self.clock.now();
+        board.tried = now;
         let (order, timeout) = {
             let dispatcher = board.directory.dispatcher();
             (dispatcher.order, dispatcher.timeout)
         };
-        let mut waiting = std::mem::take(&mut board.waiting);
+        let mut waiting: Vec<Option<Waiting>> =
+            board.waiting.take().into_iter().map(Some).collect();
         let steps = board.directory.prefill_steps();
-        waiting.sort_by_cached_key(|Waiting { seq, .. }| {
-            let view = SeqView::of(seq);
-            let prefill_time = steps.prefill_time(0, view.num_uncomputed);
-            let is_late = view.deadline().is_some_and(|deadline| now + prefill_time > deadline);
-            (is_late, order.rank(&view.standing(prefill_time)), view.arrived, seq.id)
+        let mut queue: Vec<usize> = (0..waiting.len()).collect();
+        queue.sort_by_cached_key(|&place| {
+            waiting[place].as_ref().map(|Waiting { view, seq, .. }| {
+                let prefill_time = steps.prefill_time(0, view.num_uncomputed);
+                let is_late = view.deadline().is_some_and(|deadline| now + prefill_time > deadline);
+                (is_late, order.rank(&view.standing(prefill_time)), view.arrived, seq.id)
+            })
         });
-        for Waiting { seq, since } in waiting {
-            if now - since >= timeout {
-                board.directory.ended(seq.id, now);
+        for place in queue {
+            let is_over = |waiting: &mut Waiting| now - waiting.since >= timeout;
+            let directory = &mut board.directory;
+            let found = waiting[place]
+                .take_if(|waiting| is_over(waiting) || !directory.waits(&waiting.view, now));
+            let Some(mut found) = found else { continue };
+            if is_over(&mut found) {
+                directory.ended(found.seq.id, now);
                 let reason =
                     format!("no instance could take the request for {} s", timeout.as_secs());
-                seq.output.refuse(&reason, timeout);
+                found.seq.output.refuse(&reason, timeout);
                 continue;
             }
+            let Waiting { seq, view, since } = found;
             let reason = Reason { text: "every instance is lost", rescued: false };
-            if let Some(seq) = self.settle(board, seq, reason) {
-                board.waiting.push(Waiting { seq, since });
-            }
+            let seq = self.settle(board, seq, reason);
+            waiting[place] = seq.map(|seq| Waiting { seq, view, since });
+        }
+        waiting.into_iter().flatten().for_each(|waiting| board.waiting.push(waiting));
+    }
+
+    /// Tries again what waits if that can change anything now that an instance has told how it is.
+    fn settle_if_room(&self, board: &mut Board, instance: InstanceId) {
+        let Some(least) = board.waiting.least() else { return };
+        let now = self.clock.now();
+        if now - board.tried >= RETRY || board.directory.may_take(instance, least, now) {
+            self.settle_waiting(board);
         }
     }
 
@@ -180,7 +207,7 @@ impl Switchboard {
     pub(crate) fn next_timeout(&self) -> Option<Time> {
         let board = self.board();
         let timeout = board.directory.dispatcher().timeout;
-        board.waiting.iter().map(|waiting| waiting.since + timeout).min()
+        board.waiting.next_timeout(timeout)
     }
 
     /// Returns how many sequences no instance has yet.
@@ -208,8 +235,7 @@ impl Switchboard {
             slo: request.slo,
             ..SeqView::default()
         };
-        let before: Vec<SeqView> =
-            board.waiting.iter().map(|waiting| SeqView::of(&waiting.seq)).collect();
+        let before: Vec<SeqView> = board.waiting.views().collect();
         let predicted = board.directory.predict_ttft(&view, &before, now);
         if predicted <= slo {
             return Ok(());
@@ -247,8 +273,12 @@ impl Switchboard {
         match board.directory.cancel(id) {
             // What a lost engine had comes back and is dropped then.
             Some(instance) => drop(self.lines.send(instance, Command::Cancel(id))),
-            // If it waits here, it is dropped now.
-            None => self.settle_waiting(&mut board),
+            // If it waits here, nobody has to hear of it.
+            None => {
+                if board.waiting.remove(id).is_some() {
+                    board.directory.ended(id, self.clock.now());
+                }
+            }
         }
     }
 
@@ -322,16 +352,22 @@ impl Peers for Link {
     fn ended(&mut self, seq: SeqId) {
         if let Some(switchboard) = self.switchboard.upgrade() {
             let mut board = switchboard.board();
-            board.directory.ended(seq, switchboard.clock.now());
-            switchboard.settle_waiting(&mut board);
+            // What an instance has to spare for prompts beside its decodes it tells itself.
+            if board.directory.ended(seq, switchboard.clock.now()) {
+                switchboard.settle_waiting(&mut board);
+            }
         }
     }
 
     fn report(&mut self, report: Report) {
         if let Some(switchboard) = self.switchboard.upgrade() {
             let mut board = switchboard.board();
+            let has_prefilled = !report.first_tokens.is_empty();
             board.directory.hear(self.instance, report);
-            switchboard.settle_waiting(&mut board);
+            match has_prefilled {
+                true => switchboard.settle_waiting(&mut board),
+                false => switchboard.settle_if_room(&mut board, self.instance),
+            }
         }
     }
 
@@ -347,3 +383,6 @@ impl Peers for Link {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

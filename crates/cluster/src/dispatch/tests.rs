@@ -132,8 +132,22 @@ fn multiplexing_is_tropicals_rule() {
         // The fewest tokens, for decodes and where nobody prefills.
         ([(Decode, free, None, 9), (Decode, free, None, 8)], decode(9), to(1)),
         ([(Decode, free, Some(1000), 9), (Decode, free, Some(1000), 8)], prompt(900, None), to(1)),
-        // Mixed instances prefill.
+        // Mixed instances prefill, as long as their decodes have slack for it.
         ([(Mixed, busy, None, 0), (Mixed, free, None, 0)], prompt(90, Some(1490)), to(1)),
+        (
+            [(Mixed, free, Some(1100), 9), (Mixed, free, Some(1204), 9)],
+            prompt(200, Some(1300)),
+            to(1),
+        ),
+        ([(Prefill, busy, None, 0), (Mixed, free, Some(1408), 9)], prompt(400, Some(1410)), to(1)),
+        (
+            [(Prefill, busy, None, 0), (Mixed, free, Some(1407), 9)],
+            prompt(400, Some(1410)),
+            Choice::Wait,
+        ),
+        // Where nobody only prefills, nobody is waited for: whoever is done first.
+        ([(Mixed, busy, None, 0), (Mixed, free, Some(1000), 9)], prompt(400, Some(1410)), to(1)),
+        ([(Mixed, busy, None, 0), (Decode, free, Some(1000), 9)], prompt(90, Some(1490)), to(0)),
     ] {
         check(&config, &instances, seq, expected);
     }
