@@ -3,10 +3,10 @@
 use std::fmt::Display;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
-use stallfree_core::{Clock as _, Time, WallClock};
+use stallfree_core::{Clock as _, Time, WallClock, lock};
 
 /// Writes text to standard output. A reader that has gone away (`stallfree schedulers | head`) is no error.
 ///
@@ -80,7 +80,7 @@ impl LoadProgress {
     /// Takes note that `done` of `total` are there: bytes, or whatever is counted.
     pub(crate) fn show(&self, done: u64, total: u64) {
         let now = self.clock.now();
-        let mut last_line = self.last_line.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last_line = lock(&self.last_line);
         match *last_line {
             Some(last) if now - last >= Self::LINE_EVERY => {
                 tracing::info!("{}: {} %", self.what, 100 * done / total.max(1));

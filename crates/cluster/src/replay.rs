@@ -1,10 +1,10 @@
 //! Drives a deployment in virtual time: for simulations and tests.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::Duration;
 
-use stallfree_core::{Clock, InstanceId, Request, SeqId, Time};
+use stallfree_core::{Clock, InstanceId, Request, SeqId, Time, lock};
 use stallfree_engine::{
     Command, Engine, EngineStats, HandedOver, InstanceChange, LEASE, Membership, OutputStream,
     SeqOutput, VirtualTime, Wake, output_stream, unpark_this_thread,
@@ -30,13 +30,13 @@ struct VirtualClock(Arc<Mutex<Time>>);
 
 impl VirtualClock {
     fn set(&self, now: Time) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = now;
+        *lock(&self.0) = now;
     }
 }
 
 impl Clock for VirtualClock {
     fn now(&self) -> Time {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.0)
     }
 }
 
@@ -46,7 +46,7 @@ struct Mail(Arc<Mutex<Vec<Option<Vec<Command>>>>>);
 
 impl Mail {
     fn lock(&self) -> MutexGuard<'_, Vec<Option<Vec<Command>>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

@@ -1,11 +1,11 @@
 //! Carries out what the directory decides.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::thread::Thread;
 use std::time::Duration;
 
-use stallfree_core::{Clock, InstanceId, KvLease, KvOffer, Request, SeqId, Time};
+use stallfree_core::{Clock, InstanceId, KvLease, KvOffer, Request, SeqId, Time, lock};
 use stallfree_engine::{
     Command, HandedOver, InstanceChange, InstanceStatus, Peers, Report, SubmitError,
 };
@@ -61,9 +61,8 @@ impl Switchboard {
         Arc::new(Self { board, lines, clock, keeper: OnceLock::new() })
     }
 
-    /// Every operation leaves the books whole, so that a poisoned lock is as good as new.
     pub(crate) fn board(&self) -> MutexGuard<'_, Board> {
-        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.board)
     }
 
     /// Names the thread that calls [`look_after`](Self::look_after).

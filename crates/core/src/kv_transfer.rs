@@ -1,10 +1,11 @@
 //! KV that moves from one instance to another.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
 
+use crate::lock;
 use crate::{BlockId, InstanceId, SeqId, TokenId};
 
 /// Which lease of an instance: one is granted for a sequence, ends, and another may be granted for the same sequence later.
@@ -107,9 +108,8 @@ impl LeaseBook {
         self.lock().granted.get(&lease.seq) == Some(&lease.generation)
     }
 
-    /// The books are whole after every operation, so that a poisoned lock is as good as new.
     fn lock(&self) -> MutexGuard<'_, Leases> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

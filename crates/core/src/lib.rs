@@ -9,6 +9,7 @@ mod clock;
 mod executor;
 mod ids;
 mod kv_transfer;
+mod lock;
 mod request;
 mod sampling;
 
@@ -17,5 +18,6 @@ pub use clock::{Clock, Time, WallClock};
 pub use executor::{Executor, ExecutorError, KvGeometry, SampledToken, StepOutput, TokenLogprob};
 pub use ids::{BatchId, BlockId, InstanceId, SeqId, SeqIdHasher, SeqMap, TokenId};
 pub use kv_transfer::{KvFetch, KvLease, KvOffer, LeaseBook, LeaseId};
+pub use lock::lock;
 pub use request::{FinishReason, Request, Slo, StopRules};
 pub use sampling::SamplingParams;

@@ -4,10 +4,10 @@
 //! planning, and the same arrivals give the same outputs at the same moments. With an executor that cannot tell ahead when
 //! it is done, it waits for it, and time does not pass meanwhile.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
-use stallfree_core::{Request, SeqId, Time};
+use stallfree_core::{Request, SeqId, Time, lock};
 
 use crate::output::unpark_this_thread;
 use crate::{Command, Engine, OutputStream, SeqOutput, Wake, output_stream};
@@ -59,8 +59,7 @@ impl Replay {
 
     /// Takes one step and moves on to the next event, but no further than `limit`. Returns whether anything is left to do.
     pub fn step(&mut self, limit: Time) -> bool {
-        let commands =
-            std::mem::take(&mut *self.inbox.lock().unwrap_or_else(PoisonError::into_inner));
+        let commands = std::mem::take(&mut *lock(&self.inbox));
         match self.engine.step(self.now, commands) {
             Wake::At(at) => self.now = at.min(limit).max(self.now),
             Wake::Output => thread::park(),
@@ -94,5 +93,5 @@ impl Replay {
 }
 
 fn send(inbox: &Mutex<Vec<Command>>, command: Command) {
-    inbox.lock().unwrap_or_else(PoisonError::into_inner).push(command);
+    lock(inbox).push(command);
 }

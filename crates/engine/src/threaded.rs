@@ -8,11 +8,11 @@ use std::fmt;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::Duration;
 
-use stallfree_core::{Clock, Request, SeqId, Time};
+use stallfree_core::{Clock, Request, SeqId, Time, lock};
 
 use crate::bell::Bell;
 use crate::heartbeat::Heartbeat;
@@ -175,9 +175,8 @@ impl Drop for ThreadedEngine {
 }
 
 impl Shared {
-    /// Every critical section leaves the state whole, so that a poisoned lock is as good as new.
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn send(&self, command: Command) {

@@ -9,9 +9,10 @@ mod series;
 mod text;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use stallfree_core::lock;
 use stallfree_engine::{StepObserver, StepRecord};
 
 use histogram::Histogram;
@@ -93,7 +94,7 @@ impl Metrics {
 
     /// A panic elsewhere cannot leave the counts half-changed in a way that matters.
     fn lock(&self) -> MutexGuard<'_, Counts> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.counts)
     }
 }
 

@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use stallfree_core::{InstanceId, Time};
+use stallfree_core::{InstanceId, Time, lock};
 
 use crate::{Gpu, Link};
 
@@ -32,7 +32,7 @@ impl SimNetwork {
     /// Adds an instance on `gpus`, counted over the whole deployment.
     pub fn join(&self, instance: InstanceId, gpus: Range<usize>) {
         let port = Port { gpus, sends_until: Time::ZERO, receives_until: Time::ZERO };
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(instance, port);
+        lock(&self.0).insert(instance, port);
     }
 
     /// Moves `bytes` to each GPU of `to`; returns when they are there.
@@ -46,7 +46,7 @@ impl SimNetwork {
         bytes: f64,
         now: Time,
     ) -> Result<Time, String> {
-        let mut ports = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ports = lock(&self.0);
         let missing = |instance| format!("instance {instance} is not on the network");
         let sender = ports.get(&from).ok_or_else(|| missing(from))?.clone();
         let receiver = ports.get(&to).ok_or_else(|| missing(to))?.clone();

@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
-use stallfree_core::{BlockId, InstanceId, LeaseId};
+use stallfree_core::{BlockId, InstanceId, LeaseId, lock};
 
 use crate::{KvMemory, KvPayload};
 
@@ -49,8 +49,7 @@ impl Ports {
         self.lock().get(&instance).cloned()
     }
 
-    /// The map is whole after every operation, so that a poisoned lock is as good as new.
     fn lock(&self) -> MutexGuard<'_, HashMap<InstanceId, Arc<dyn KvPort>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }

@@ -1,8 +1,8 @@
 //! Takes note of an engine's steps while it runs.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
-use stallfree_core::{InstanceId, SeqId, SeqMap};
+use stallfree_core::{InstanceId, SeqId, SeqMap, lock};
 use stallfree_engine::{StepObserver, StepRecord};
 
 use crate::{BatchRecord, ChunkRecord};
@@ -70,7 +70,7 @@ impl Recorder {
 
     /// Every critical section leaves the records whole.
     fn lock(&self) -> MutexGuard<'_, Steps> {
-        self.steps.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.steps)
     }
 }
 

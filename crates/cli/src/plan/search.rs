@@ -4,6 +4,7 @@ use std::sync::Mutex;
 
 use anyhow::{Context as _, Result};
 use rayon::prelude::*;
+use stallfree_core::lock;
 
 use super::PlanArgs;
 use super::placement::{Fleet, Placement};
@@ -212,7 +213,7 @@ impl Progress {
     }
 
     fn step(&self, what: &str) {
-        let mut state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut state = lock(&self.state);
         state.1 += 1;
         let done = state.1;
         state.0.show(done, self.total, || what.to_owned());

@@ -1,10 +1,10 @@
 //! One time for all processes of a deployment: the server's.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use stallfree_core::{Clock, Time, WallClock};
+use stallfree_core::{Clock, Time, WallClock, lock};
 
 /// For how long the quickest message counts: clocks of two machines drift apart.
 const WINDOW: Duration = Duration::from_secs(20);
@@ -30,7 +30,7 @@ impl SharedClock {
 
     /// Takes note that the server said it was `server`.
     pub(crate) fn heard(&self, server: Time) {
-        let mut estimate = self.estimate.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut estimate = lock(&self.estimate);
         estimate.heard(server, self.own.now());
         self.ahead.store(estimate.ahead.cast_unsigned(), Ordering::Relaxed);
     }

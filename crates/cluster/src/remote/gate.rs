@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use stallfree_core::{Clock, InstanceId, KvGeometry};
+use stallfree_core::{Clock, InstanceId, KvGeometry, lock};
 use stallfree_engine::{EngineInfo, PromptLimits};
 use tokio::runtime::Builder;
 use tokio::sync::{mpsc, watch};
@@ -140,7 +140,7 @@ impl Gate {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn wait_for(&self, count: usize) -> Vec<EngineInfo> {

@@ -4,9 +4,9 @@
 //! goes on elsewhere as if its engine had handed it over; the tokens that were on their way are drawn again, and are the same.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
-use stallfree_core::{InstanceId, SeqId, SeqMap};
+use stallfree_core::{InstanceId, SeqId, SeqMap, lock};
 use stallfree_engine::{
     Command, EngineInfo, EngineStats, HandedOver, Health, InstanceChange, Peers as _, PromptLimits,
     SeqOutput, SubmitError,
@@ -69,9 +69,8 @@ impl RemoteInstance {
         Self { id, orders, switchboard, max_waiting, state, overrun: Notify::new() }
     }
 
-    /// Every critical section leaves the state whole, so that a poisoned lock is as good as new.
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Takes note that it has loaded its model.

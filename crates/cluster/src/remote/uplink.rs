@@ -1,9 +1,9 @@
 //! What an instance has for its server: outputs and hand-overs, in the order in which its engine told them, a message a step.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::task::{Context, Poll, Waker};
 
-use stallfree_core::{KvLease, KvOffer, SeqId, SeqMap};
+use stallfree_core::{KvLease, KvOffer, SeqId, SeqMap, lock};
 use stallfree_engine::{
     EngineHandle as _, HandedOver, Health, OutputSender, OutputStream, Peers, SeqOutput,
     ThreadedEngine, output_stream,
@@ -37,9 +37,8 @@ struct State {
 }
 
 impl Uplink {
-    /// Every critical section leaves the state whole, so that a poisoned lock is as good as new.
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Makes a sequence's output go up from here.

@@ -1,9 +1,9 @@
 //! Mock executors that can fetch from each other's caches.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
-use stallfree_core::{InstanceId, KvFetch, KvGeometry, LeaseBook};
+use stallfree_core::{InstanceId, KvFetch, KvGeometry, LeaseBook, lock};
 
 use crate::Language;
 
@@ -17,7 +17,7 @@ impl Kv {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Option<Language>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     pub(super) fn get(&self, slot: usize) -> Option<Language> {
@@ -43,7 +43,7 @@ impl MockNetwork {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<InstanceId, (LeaseBook, Kv)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Reads what is to be fetched.

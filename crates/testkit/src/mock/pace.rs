@@ -1,10 +1,12 @@
 //! How time passes for a mock device.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::task::Waker;
 use std::thread;
 use std::time::Duration;
+
+use stallfree_core::lock;
 
 /// How a batch's time passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +40,7 @@ impl Timer {
             for duration in inbox {
                 thread::sleep(duration);
                 theirs.num_done.fetch_add(1, Ordering::Release);
-                if let Some(waker) = &*theirs.waker.lock().unwrap_or_else(PoisonError::into_inner) {
+                if let Some(waker) = &*lock(&theirs.waker) {
                     waker.wake_by_ref();
                 }
             }
@@ -57,6 +59,6 @@ impl Timer {
     }
 
     pub(super) fn set_waker(&self, waker: Waker) {
-        *self.shared.waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(waker);
+        *lock(&self.shared.waker) = Some(waker);
     }
 }

@@ -4,8 +4,10 @@ use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::fmt;
 use std::ptr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
+
+use stallfree_core::lock;
 
 use super::Nixl;
 use super::arena::{Arena, Piece};
@@ -116,7 +118,7 @@ impl NixlAgent {
     }
 
     fn lock(&self) -> MutexGuard<'_, Objects> {
-        self.objects.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.objects)
     }
 
     /// Copies bytes to where others can read them, until the copy is dropped; `None` if there is no room.

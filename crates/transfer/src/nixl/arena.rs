@@ -3,7 +3,9 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::fmt;
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
+
+use stallfree_core::lock;
 
 /// Pieces begin where a page does.
 const ALIGN: usize = 4096;
@@ -45,7 +47,7 @@ impl Arena {
     /// Lends a piece; `None` if there is none as long.
     pub(super) fn lend(self: &Arc<Self>, len: usize) -> Option<Piece> {
         let size = len.max(1).checked_next_multiple_of(ALIGN)?;
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = lock(&self.free);
         let index = free.iter().position(|&(_, room)| room >= size)?;
         let (offset, room) = free[index];
         if room == size {
@@ -57,7 +59,7 @@ impl Arena {
     }
 
     fn take_back(&self, offset: usize, size: usize) {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = lock(&self.free);
         let index = free.partition_point(|&(start, _)| start < offset);
         free.insert(index, (offset, size));
         if index + 1 < free.len() && offset + size == free[index + 1].0 {

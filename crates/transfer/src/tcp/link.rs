@@ -6,11 +6,11 @@ use std::io;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::thread;
 use std::time::Duration;
 
-use stallfree_core::{BlockId, InstanceId, LeaseId};
+use stallfree_core::{BlockId, InstanceId, LeaseId, lock};
 
 use super::frame::{self, Asked, Hello, MAGIC, Order, Staged, Told};
 use crate::nixl::ReadError;
@@ -33,11 +33,6 @@ pub struct KvNetwork {
     /// With one, blocks of processes that have one, too, come over NIXL.
     agent: Option<Arc<NixlAgent>>,
     patience: Duration,
-}
-
-/// Every critical section leaves what it guards whole, so that a poisoned lock is as good as new.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl KvNetwork {

@@ -1,12 +1,12 @@
 //! Engines on GPUs, of which some prefill and others decode.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use stallfree_cluster::{Role, Start};
 use stallfree_core::{
     BlockId, Clock as _, Executor as _, InstanceId, KvFetch, KvGeometry, KvLease, LeaseBook,
-    LeaseId, Request, SamplingParams, Slo, StopRules, Time, TokenId, WallClock,
+    LeaseId, Request, SamplingParams, Slo, StopRules, Time, TokenId, WallClock, lock,
 };
 use stallfree_engine::{Engine, EngineInfo, StepObserver, StepRecord};
 use stallfree_models::{Checkpoint, LoadOptions};
@@ -44,13 +44,13 @@ pub(crate) struct StepLog(Arc<Mutex<Vec<StepRecord>>>);
 
 impl StepLog {
     pub(crate) fn take(&self) -> Vec<StepRecord> {
-        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut lock(&self.0))
     }
 }
 
 impl StepObserver for StepLog {
     fn on_step(&mut self, step: &StepRecord) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(step.clone());
+        lock(&self.0).push(step.clone());
     }
 }
 
