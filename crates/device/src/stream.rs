@@ -195,10 +195,15 @@ impl Event {
     }
 
     /// Says whether the queue has reached this point.
-    #[must_use]
-    pub fn is_done(&self) -> bool {
+    ///
+    /// # Errors
+    /// Something earlier in the queue failed.
+    pub fn is_done(&self) -> Result<bool, DeviceError> {
         // SAFETY: the event lives until drop.
-        unsafe { cu::cuEventQuery(self.raw) == cu::CUresult::CUDA_SUCCESS }
+        match unsafe { cu::cuEventQuery(self.raw) } {
+            cu::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            code => check("cuEventQuery", code).map(|()| true),
+        }
     }
 
     /// Waits until the queue has reached this point.

@@ -7,19 +7,25 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use stallfree_core::{BlockId, Clock as _, InstanceId, LeaseBook, LeaseId, WallClock};
+use stallfree_core::{BlockId, Clock as _, InstanceId, LeaseBook, LeaseId, WallClock, lock};
 use stallfree_device::{Copies, DeviceError, Event, Rows, Stream};
 use stallfree_kernels::cuda::CudaKv;
 
-use crate::KvPart;
 use crate::regions::{Region, regions};
+use crate::{Countdown, KvPart};
 
-/// For how long the end of a copy is waited for awake: most take less, and to be woken takes a tenth of a millisecond.
+/// For how long the end of a copy is waited for awake: most take less.
 const AWAKE: Duration = Duration::from_millis(5);
+
+/// How often it is looked for after that.
+const PERIOD: Duration = Duration::from_micros(100);
+
+/// After so long a copy counts as one that does not end: none takes as long.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A rank's cache in the memory of a GPU.
 #[derive(Clone, Debug)]
@@ -53,6 +59,9 @@ pub struct KvCopy {
 /// Hears of the end of a copy, on a thread of the copier: must be quick.
 pub type Copied = Box<dyn FnOnce(Result<(), String>) + Send>;
 
+/// Hears that a copy does not end, on a thread of the copier. What it writes into may change at any time from then on: the instance is lost.
+pub type Stuck = Arc<dyn Fn(String) + Send + Sync>;
+
 /// Copies into the caches of an instance's ranks.
 #[derive(Debug)]
 pub struct Copier {
@@ -66,21 +75,15 @@ pub struct Copier {
 /// A copy that all ranks have a part in.
 struct Job {
     copy: KvCopy,
-    /// How many ranks are still at it, what went wrong, and who wants to know.
-    state: Mutex<(usize, Result<(), String>, Option<Copied>)>,
-}
-
-/// Every critical section leaves what it guards whole, so that a poisoned lock is as good as new.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    parts: Countdown<(), String>,
 }
 
 impl Copier {
-    /// Starts a thread for each rank; they end with the copier.
+    /// Starts a thread for each rank; they end with the copier. `stuck` hears of a copy that does not end.
     ///
     /// # Errors
     /// The system refuses a thread, or a GPU a queue.
-    pub fn start(ranks: Vec<RankMemory>) -> io::Result<Self> {
+    pub fn start(ranks: Vec<RankMemory>, stuck: &Stuck) -> io::Result<Self> {
         let mut this = Self {
             ranks: ranks.into(),
             jobs: Vec::new(),
@@ -88,7 +91,7 @@ impl Copier {
             reached: Mutex::default(),
         };
         for (index, rank) in this.ranks.iter().enumerate() {
-            let queue = Queue::new(rank.clone()).map_err(io::Error::other)?;
+            let queue = Queue::new(rank.clone(), Arc::clone(stuck)).map_err(io::Error::other)?;
             let (sender, jobs) = channel();
             let thread = thread::Builder::new()
                 .name(format!("stallfree-copier-{index}"))
@@ -117,10 +120,11 @@ impl Copier {
 
     /// Starts to copy; returns at once.
     pub fn copy(&self, copy: KvCopy, copied: Copied) {
-        let state = Mutex::new((self.jobs.len(), Ok(()), Some(copied)));
-        let job = Arc::new(Job { copy, state });
+        let gone = "a copying thread is gone".to_owned();
+        let parts = Countdown::new(self.jobs.len(), gone, copied);
+        let job = Arc::new(Job { copy, parts });
         for rank in &self.jobs {
-            // A thread that is gone takes its share of the job with it; the last share to be dropped tells.
+            // A thread that is gone takes its share of the job with it.
             drop(rank.send(Arc::clone(&job)));
         }
     }
@@ -136,31 +140,6 @@ impl Drop for Copier {
     }
 }
 
-impl Job {
-    /// Takes note that a rank is done; the last one tells.
-    fn end_part(&self, result: Result<(), String>) {
-        let mut state = lock(&self.state);
-        state.0 = state.0.saturating_sub(1);
-        if result.is_err() {
-            state.1 = result;
-        }
-        if state.0 == 0 {
-            let result = std::mem::replace(&mut state.1, Ok(()));
-            let copied = state.2.take();
-            drop(state);
-            copied.into_iter().for_each(|copied| copied(result.clone()));
-        }
-    }
-}
-
-impl Drop for Job {
-    fn drop(&mut self) {
-        if let Some(copied) = lock(&self.state).2.take() {
-            copied(Err("a copying thread is gone".to_owned()));
-        }
-    }
-}
-
 impl fmt::Debug for Job {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Job").field("lease", &self.copy.lease).finish_non_exhaustive()
@@ -170,45 +149,47 @@ impl fmt::Debug for Job {
 /// A rank's queue of copies.
 struct Queue {
     rank: RankMemory,
+    stuck: Stuck,
     stream: Stream,
     done: Event,
 }
 
 impl Queue {
-    fn new(rank: RankMemory) -> Result<Self, DeviceError> {
+    fn new(rank: RankMemory, stuck: Stuck) -> Result<Self, DeviceError> {
         let device = rank.cache.device();
         let (stream, done) = (Stream::new(device)?, Event::new(device)?);
-        Ok(Self { rank, stream, done })
+        Ok(Self { rank, stuck, stream, done })
     }
 
     fn run(&self, jobs: &Receiver<Arc<Job>>) {
         for job in jobs {
-            job.end_part(self.copy(&job.copy));
+            let Some(copied) = self.copy(&job.copy) else {
+                // Its share of the job goes with the thread, and so do those of jobs to come.
+                let seconds = PATIENCE.as_secs();
+                return (self.stuck)(format!("KV is still being copied after {seconds} s"));
+            };
+            job.parts.end_part(|()| copied);
         }
     }
 
-    /// Copies this rank's part, and waits for it.
-    fn copy(&self, copy: &KvCopy) -> Result<(), String> {
+    /// Copies this rank's part, and waits for it; `None` if it does not end.
+    fn copy(&self, copy: &KvCopy) -> Option<Result<(), String>> {
         let holds = || match copy.from.leases.holds(copy.lease) {
             true => Ok(()),
             false => Err(format!("the lease of sequence {} has ended", copy.lease.seq)),
         };
-        holds()?;
+        if let Err(ended) = holds() {
+            return Some(Err(ended));
+        }
         let submitted = self.submit(copy);
-        let waited = self.wait();
-        submitted?;
-        waited.map_err(|error| error.to_string())?;
-        holds()
+        let waited = self.wait().transpose()?;
+        Some(submitted.and(waited.map_err(|error| error.to_string())).and_then(|()| holds()))
     }
 
-    /// Waits for all that was submitted.
-    fn wait(&self) -> Result<(), DeviceError> {
+    /// Waits for all that was submitted; `None` if it does not end.
+    fn wait(&self) -> Result<Option<()>, DeviceError> {
         self.done.record(&self.stream)?;
-        let clock = WallClock::start();
-        while !self.done.is_done() && clock.now().since_start() < AWAKE {
-            thread::yield_now();
-        }
-        self.done.synchronize()
+        wait_until(|| self.done.is_done(), PATIENCE)
     }
 
     fn submit(&self, copy: &KvCopy) -> Result<(), String> {
@@ -234,6 +215,22 @@ impl Queue {
     }
 }
 
+/// Waits until something is done, but no longer than `patience`; `None` if it is not.
+fn wait_until<E>(
+    is_done: impl Fn() -> Result<bool, E>,
+    patience: Duration,
+) -> Result<Option<()>, E> {
+    let clock = WallClock::start();
+    while !is_done()? {
+        match clock.now().since_start() {
+            waited if waited < AWAKE.min(patience) => thread::yield_now(),
+            waited if waited < patience => thread::sleep(PERIOD),
+            _ => return Ok(None),
+        }
+    }
+    Ok(Some(()))
+}
+
 /// Lists the copies of a region of every block.
 fn copies(
     to: &CudaKv,
@@ -249,4 +246,28 @@ fn copies(
         copies.push(to.slice(region.to, to.len()), from.slice(region.from, from.len()), rows)?;
     }
     Ok(copies)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::time::Duration;
+
+    use super::{AWAKE, wait_until};
+
+    #[test]
+    fn a_copy_is_not_waited_for_without_end() {
+        let after = |count: u32, outcome: Result<bool, &'static str>| {
+            let looked = Cell::new(0);
+            let is_done = || {
+                looked.set(looked.get() + 1);
+                if looked.get() < count { Ok(false) } else { outcome }
+            };
+            wait_until(is_done, AWAKE + Duration::from_millis(20))
+        };
+        assert_eq!(after(1, Ok(true)), Ok(Some(())));
+        assert_eq!(after(5, Ok(true)), Ok(Some(())));
+        assert_eq!(after(5, Err("it failed")), Err("it failed"));
+        assert_eq!(after(1, Ok(false)), Ok(None));
+    }
 }

@@ -9,6 +9,7 @@
 
 mod address;
 mod copier;
+mod countdown;
 mod nixl;
 mod payload;
 mod ports;
@@ -16,7 +17,8 @@ mod regions;
 mod tcp;
 
 pub use address::KvAddress;
-pub use copier::{Copied, Copier, KvCopy, KvMemory, RankMemory};
+pub use copier::{Copied, Copier, KvCopy, KvMemory, RankMemory, Stuck};
+pub use countdown::Countdown;
 pub use nixl::{Nixl, NixlAgent, NixlError};
 pub use payload::{KvBytes, KvPart, KvPayload};
 pub use ports::{Deliver, KvPort, Ports};

@@ -12,13 +12,13 @@ use stallfree_comm::Control;
 use stallfree_comm::nccl::Communicator;
 use stallfree_core::{
     Batch, BatchId, Clock, Executor, ExecutorError, InstanceId, KvFetch, KvGeometry, LeaseBook,
-    SeqId, StepOutput, Time, WallClock,
+    SeqId, StepOutput, Time, WallClock, lock,
 };
 use stallfree_kernels::{Backend, Choice};
-use stallfree_transfer::{Copier, KvMemory, Ports, RankMemory};
+use stallfree_transfer::{Copier, KvMemory, Ports, RankMemory, Stuck};
 
 use crate::in_flight::InFlight;
-use crate::kv_port::{Fetches, RankPort, Ranks, Reading, Writing, lock};
+use crate::kv_port::{Fetches, RankPort, Ranks, Reading, Writing};
 use crate::nodes::{hear_all, tell_all};
 use crate::step_times::StepTimes;
 use crate::watchdog::{Breaker, Wait, Watch};
@@ -261,7 +261,11 @@ impl ThreadExecutor {
 
     /// Makes the executor one of a deployment's: others may read the blocks that are leased to them, and it may read theirs.
     pub fn join(&mut self, ports: &Ports, instance: InstanceId, leases: LeaseBook) {
-        let copier = self.memory.take().and_then(start_copier);
+        let outbox = self.outbox(String::new());
+        let stuck: Stuck = Arc::new(move |reason| {
+            outbox.put(Err(ExecutorError { batch: BatchId(0), reason }));
+        });
+        let copier = self.memory.take().and_then(|ranks| start_copier(ranks, &stuck));
         let memory = copier
             .as_ref()
             .map(|copier| KvMemory { ranks: Arc::clone(copier.ranks()), leases: leases.clone() });
@@ -286,12 +290,12 @@ impl ThreadExecutor {
     }
 }
 
-/// Starts what copies from others' memory; without it, blocks go through the host's.
-fn start_copier(ranks: Vec<RankMemory>) -> Option<Copier> {
+/// Starts what copies from others' memory; without it, blocks go through the host's. `stuck` hears of a copy that does not end.
+fn start_copier(ranks: Vec<RankMemory>, stuck: &Stuck) -> Option<Copier> {
     if ranks.is_empty() {
         return None;
     }
-    Copier::start(ranks)
+    Copier::start(ranks, stuck)
         .inspect_err(|error| tracing::warn!(%error, "KV is not copied from GPU to GPU"))
         .ok()
 }

@@ -5,22 +5,19 @@
 //! rank does: what is read is what the steps before have left, and steps to come see what was written.
 
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
-use stallfree_core::{BlockId, InstanceId, KvFetch, LeaseBook, LeaseId, SeqId};
+use stallfree_core::{BlockId, InstanceId, KvFetch, LeaseBook, LeaseId, SeqId, lock};
 use stallfree_kernels::Backend;
-use stallfree_transfer::{Copier, Deliver, KvBytes, KvCopy, KvMemory, KvPayload, KvPort, Ports};
+use stallfree_transfer::{
+    Copier, Countdown, Deliver, KvBytes, KvCopy, KvMemory, KvPayload, KvPort, Ports,
+};
 
 use crate::Runner;
 use crate::executor::{SharedWaker, Work};
 
 /// The way to an executor's ranks; empty once it ends.
 pub(crate) type Ranks = Arc<Mutex<Vec<Sender<Work>>>>;
-
-/// Every critical section leaves what it guards whole, so that a poisoned lock is as good as new.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Where others read this executor's blocks.
 #[derive(Debug)]
@@ -50,16 +47,16 @@ impl KvPort for RankPort {
             )));
         }
         let ranks = lock(&self.ranks);
+        let gone = format!("instance {} is lost", self.instance);
         let reading = Arc::new(Reading {
             instance: self.instance,
             lease,
             leases: self.leases.clone(),
             blocks: blocks.iter().map(|block| block.0).collect(),
-            num_ranks: ranks.len(),
-            state: Mutex::new((KvPayload::default(), Some(deliver))),
+            parts: Countdown::new(ranks.len(), gone, deliver),
         });
         for rank in ranks.iter() {
-            // A rank that is gone takes its share of the reading with it; the last share to be dropped tells.
+            // A rank that is gone takes its share of the reading with it.
             drop(rank.send(Work::Read(Arc::clone(&reading))));
         }
     }
@@ -75,9 +72,7 @@ pub(crate) struct Reading {
     lease: LeaseId,
     leases: LeaseBook,
     blocks: Vec<u32>,
-    num_ranks: usize,
-    /// What there is so far, and who gets it.
-    state: Mutex<(KvPayload, Option<Deliver>)>,
+    parts: Countdown<KvPayload, String>,
 }
 
 impl Reading {
@@ -85,23 +80,12 @@ impl Reading {
     pub(crate) fn take_part<B: Backend>(&self, runner: &mut Runner<B>) {
         let part = runner.kv_part();
         let read = self.read(runner);
-        let mut state = lock(&self.state);
-        let (payload, deliver) = &mut *state;
-        let outcome = match read {
-            None => Err(format!("instance {} keeps it no more", self.instance)),
-            Some((piece, bytes)) => {
-                payload.parts.push(KvBytes { part, piece, bytes });
-                if payload.parts.len() < self.num_ranks {
-                    return;
-                }
-                Ok(std::mem::take(payload))
-            }
-        };
-        let deliver = deliver.take();
-        drop(state);
-        if let Some(deliver) = deliver {
-            deliver(outcome);
-        }
+        self.parts.end_part(|payload| {
+            let gone = || format!("instance {} keeps it no more", self.instance);
+            let (piece, bytes) = read.ok_or_else(gone)?;
+            payload.parts.push(KvBytes { part, piece, bytes });
+            Ok(())
+        });
     }
 
     /// Steps and copies that are to write into the blocks come later on this thread, once the lease has ended; what others copy in
@@ -114,38 +98,19 @@ impl Reading {
     }
 }
 
-impl Drop for Reading {
-    fn drop(&mut self) {
-        let deliver = lock(&self.state).1.take();
-        if let Some(deliver) = deliver {
-            deliver(Err(format!("instance {} is lost", self.instance)));
-        }
-    }
-}
-
 /// Blocks that the ranks of one executor copy in.
 #[derive(Debug)]
 pub(crate) struct Writing {
-    seq: SeqId,
     payload: KvPayload,
     blocks: Vec<u32>,
-    /// How many ranks have yet to write theirs, and what went wrong.
-    state: Mutex<(usize, Result<(), String>)>,
-    ended: Ended,
+    parts: Countdown<(), String>,
 }
 
 impl Writing {
     /// Copies a rank's part in; the last one tells.
     pub(crate) fn take_part<B: Backend>(&self, runner: &mut Runner<B>) {
         let written = runner.write_kv(&self.blocks, &self.payload);
-        let mut state = lock(&self.state);
-        state.0 -= 1;
-        if let Err(reason) = written {
-            state.1 = Err(reason);
-        }
-        if state.0 == 0 {
-            self.ended.add(self.seq, state.1.clone());
-        }
+        self.parts.end_part(|()| written);
     }
 }
 
@@ -252,8 +217,9 @@ impl Fetches {
             Err(reason) => ended.add(seq, Err(reason)),
             Ok(payload) => {
                 let ranks = lock(&ranks);
-                let state = Mutex::new((ranks.len(), Ok(())));
-                let writing = Arc::new(Writing { seq, payload, blocks, state, ended });
+                let tell = move |written| ended.add(seq, written);
+                let parts = Countdown::new(ranks.len(), "a rank is gone".to_owned(), tell);
+                let writing = Arc::new(Writing { payload, blocks, parts });
                 for rank in ranks.iter() {
                     // If a rank is gone, so is the engine that would hear of it.
                     drop(rank.send(Work::Write(Arc::clone(&writing))));

@@ -6,10 +6,9 @@ use std::time::Duration;
 
 use stallfree_comm::ControlSender;
 use stallfree_comm::nccl::Communicator;
-use stallfree_core::{BatchId, Clock, ExecutorError, Time, WallClock};
+use stallfree_core::{BatchId, Clock, ExecutorError, Time, WallClock, lock};
 
 use crate::executor::Outbox;
-use crate::kv_port::lock;
 
 /// How often it looks.
 const PERIOD: Duration = Duration::from_millis(250);

@@ -1,12 +1,13 @@
 //! The copier alone: blocks of ranks that are split one way into those of ranks that are split another way. All ranks may be on one GPU.
 
+use std::sync::Arc;
 use std::sync::mpsc::channel;
 
 use stallfree_core::{BlockId, LeaseBook, SeqId};
 use stallfree_device::Dtype;
 use stallfree_kernels::cuda::{ActivationBytes, CudaBackend, CudaConfig};
 use stallfree_kernels::{Backend as _, KvSpec};
-use stallfree_transfer::{Copier, KvBytes, KvCopy, KvMemory, KvPart, KvPayload, RankMemory};
+use stallfree_transfer::{Copier, KvBytes, KvCopy, KvMemory, KvPart, KvPayload, RankMemory, Stuck};
 
 use crate::Outcome;
 
@@ -96,8 +97,10 @@ pub(crate) fn run() -> Outcome<()> {
         let memory = KvMemory { ranks: ranks_there.into(), leases };
         for here in splits {
             let mut targets = ranks(here.0, here.1, num_gpus)?;
+            // Shows by the copy's end, too.
+            let stuck: Stuck = Arc::new(drop::<String>);
             let own: Outcome<Vec<RankMemory>> = targets.iter().map(Rank::memory).collect();
-            let copier = Copier::start(own?)?;
+            let copier = Copier::start(own?, &stuck)?;
             if !copier.reaches(stallfree_core::InstanceId(0), &memory) {
                 return Err("the GPUs do not reach each other".into());
             }
