@@ -257,12 +257,12 @@ fn start_worker(
         DeviceConfig::Sim(device) => bail!("{} computes nothing", device.gpu.name),
         DeviceConfig::Cpu(cpu) => {
             let worker = cpu_worker(checkpoint, cpu, config, wanted);
-            await_nodes(worker.nodes.as_ref())?;
+            check_node(worker.nodes.as_ref())?;
             stallfree_worker::start_cpu(checkpoint, &worker, &options)?
         }
         DeviceConfig::Cuda(gpu) => {
             let worker = cuda_worker(checkpoint, gpu, config, wanted)?;
-            await_nodes(worker.nodes.as_ref())?;
+            check_node(worker.nodes.as_ref())?;
             let progress = console::LoadProgress::new("Recording steps");
             let recording = |done: usize, total: usize| progress.show(done as u64, total as u64);
             stallfree_worker::start_cuda(checkpoint, &worker, &options, &recording)?
@@ -275,14 +275,14 @@ fn start_worker(
     Ok(Started { executor: Box::new(executor), worker, model_len, vocab_size })
 }
 
-/// Says that node 0 waits for others, if this is it.
-fn await_nodes(nodes: Option<&NodeConfig>) -> Result<()> {
-    let Some(NodeConfig { num_nodes, node, master, .. }) = nodes else { return Ok(()) };
-    if *node > 0 {
-        bail!("--node-rank {node}: only `stallfree serve` joins others");
+/// Makes sure that this is node 0, to which others come, if there are any.
+fn check_node(nodes: Option<&NodeConfig>) -> Result<()> {
+    match nodes {
+        Some(NodeConfig { node, .. }) if *node > 0 => {
+            bail!("--node-rank {node}: only `stallfree serve` joins others")
+        }
+        _ => Ok(()),
     }
-    tracing::info!("Waiting for {} more nodes at {master}", num_nodes - 1);
-    Ok(())
 }
 
 /// Returns how this process meets those that share the ranks with it; all must have `limits` in common.

@@ -1,7 +1,7 @@
 //! What nodes tell each other beside the ranks' numbers: batches and what comes of them.
 
 use std::io;
-use std::net::{Shutdown, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -41,6 +41,17 @@ impl Drop for Writer {
 pub struct ControlReceiver(TcpStream);
 
 impl Control {
+    /// Makes the two ends of a connection within this process, as two nodes have it that have met.
+    ///
+    /// # Errors
+    /// The system refuses a connection or a thread.
+    pub fn pair() -> io::Result<(Self, Self)> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let there = TcpStream::connect(listener.local_addr()?)?;
+        let (here, _) = listener.accept()?;
+        Ok((Self::new(here)?, Self::new(there)?))
+    }
+
     pub(crate) fn new(stream: TcpStream) -> io::Result<Self> {
         stream.set_read_timeout(Some(SILENCE))?;
         stream.set_write_timeout(Some(SILENCE))?;

@@ -22,7 +22,7 @@ pub struct NodeConfig {
     pub num_nodes: usize,
     /// Which one this is; node 0 serves.
     pub node: usize,
-    /// Where node 0 listens, as `host:port`.
+    /// Where node 0 listens, as `host:port`; with port 0, on a free one, which its log names.
     pub master: String,
     /// How many ranks each process has.
     pub ranks_per_node: usize,
@@ -48,8 +48,7 @@ pub struct Joined {
 /// As [`join`].
 pub fn meet(config: &NodeConfig) -> Result<Vec<Control>, NodeError> {
     // Nobody connects to a rank.
-    let (controls, _) = if config.node == 0 { gather(config, 0)? } else { report(config, 0)? };
-    Ok(controls)
+    Ok(meet_at(listen(config)?, config, 0)?.0)
 }
 
 /// Meets the other processes, and joins the ranks of all; returns once all are there.
@@ -57,13 +56,15 @@ pub fn meet(config: &NodeConfig) -> Result<Vec<Control>, NodeError> {
 /// # Errors
 /// They don't come, or were started for something else; a connection fails.
 pub fn join(config: &NodeConfig) -> Result<Joined, NodeError> {
+    join_at(listen(config)?, config)
+}
+
+/// Does the same; on node 0, the others come to `master`.
+fn join_at(master: Option<TcpListener>, config: &NodeConfig) -> Result<Joined, NodeError> {
     let links = TcpListener::bind((IpAddr::from([0, 0, 0, 0]), 0));
     let links = links.map_err(|e| NodeError::io("listen for other nodes", e))?;
     let port = links.local_addr().map_err(|e| NodeError::io("listen for other nodes", e))?.port();
-    let (controls, addresses) = match config.node {
-        0 => gather(config, port)?,
-        _ => report(config, port)?,
-    };
+    let (controls, addresses) = meet_at(master, config, port)?;
     let mut world = World::new(config);
     for (node, address) in addresses.iter().enumerate().take(config.node) {
         world.connect(node, *address)?;
@@ -77,14 +78,31 @@ pub fn join(config: &NodeConfig) -> Result<Joined, NodeError> {
 
 type Met = (Vec<Control>, Vec<SocketAddr>);
 
+/// Node 0: listens where the others come to.
+fn listen(config: &NodeConfig) -> Result<Option<TcpListener>, NodeError> {
+    if config.node > 0 {
+        return Ok(None);
+    }
+    let what = |e| NodeError::io(format!("listen at --master-addr {}", config.master), e);
+    let listener = TcpListener::bind(&config.master).map_err(what)?;
+    let (others, address) = (config.num_nodes - 1, listener.local_addr().map_err(what)?);
+    tracing::info!("Waiting for {others} more nodes at {address}");
+    Ok(Some(listener))
+}
+
+fn meet_at(master: Option<TcpListener>, config: &NodeConfig, port: u16) -> Result<Met, NodeError> {
+    match master {
+        Some(listener) => gather(&listener, config, port),
+        None => report(config, port),
+    }
+}
+
 /// Node 0: hears every other node, and tells all where all are.
-fn gather(config: &NodeConfig, port: u16) -> Result<Met, NodeError> {
-    let what = || format!("listen at --master-addr {}", config.master);
-    let listener = TcpListener::bind(&config.master).map_err(|e| NodeError::io(what(), e))?;
+fn gather(listener: &TcpListener, config: &NodeConfig, port: u16) -> Result<Met, NodeError> {
     let mut others: Vec<Option<(TcpStream, SocketAddr)>> =
         (1..config.num_nodes).map(|_| None).collect();
     while let Some(missing) = others.iter().position(Option::is_none) {
-        let (mut stream, from) = accept(&listener, config.patience)
+        let (mut stream, from) = accept(listener, config.patience)
             .map_err(|e| NodeError::io(format!("hear of node {}", missing + 1), e))?;
         // Whoever says something else is not one of ours.
         let Ok(hello) = read_hello(&mut stream) else { continue };
@@ -314,7 +332,7 @@ mod tests {
     use std::net::TcpListener;
     use std::time::Duration;
 
-    use super::{Joined, NodeConfig, join};
+    use super::{Joined, NodeConfig, join, join_at};
     use crate::{Lost, NodeError};
 
     fn config(node: usize, port: u16, agreement: &str) -> NodeConfig {
@@ -328,20 +346,17 @@ mod tests {
         }
     }
 
-    fn free_port() -> u16 {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        listener.local_addr().expect("its address").port()
-    }
-
     /// Joins three nodes, the last one started for `agreement`.
     fn join_all(agreement: &str) -> Vec<Result<Joined, NodeError>> {
-        let port = free_port();
+        let master = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let port = master.local_addr().expect("its address").port();
         std::thread::scope(|scope| {
-            let words = ["a model", "a model", agreement];
-            let nodes: Vec<_> = (0..3)
-                .map(|node| scope.spawn(move || join(&config(node, port, words[node]))))
-                .collect();
-            nodes.into_iter().map(|node| node.join().expect("no panic")).collect()
+            let words = ["a model", agreement];
+            let first = scope.spawn(move || join_at(Some(master), &config(0, port, "a model")));
+            let others =
+                [1, 2].map(|node| scope.spawn(move || join(&config(node, port, words[node - 1]))));
+            let nodes = std::iter::once(first).chain(others);
+            nodes.map(|node| node.join().expect("no panic")).collect()
         })
     }
 

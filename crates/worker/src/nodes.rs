@@ -218,10 +218,7 @@ fn answer_all(outcomes: &Receiver<Outcome>, sender: ControlSender) -> Option<Exe
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
-    use std::time::Duration;
-
-    use stallfree_comm::{Control, NodeConfig, meet};
+    use stallfree_comm::Control;
 
     use super::{agree_on_blocks, share_ids, start, wait_for_all};
     use crate::Error;
@@ -230,24 +227,14 @@ mod tests {
     fn on_nodes<T: Send>(
         work: impl Fn(usize, &mut [Control]) -> Result<T, Error> + Sync,
     ) -> Vec<Result<T, Error>> {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let port = listener.local_addr().expect("its address").port();
-        drop(listener);
-        let config = |node| NodeConfig {
-            num_nodes: 3,
-            node,
-            master: format!("127.0.0.1:{port}"),
-            ranks_per_node: 1,
-            agreement: "a model".to_owned(),
-            patience: Duration::from_secs(5),
-        };
-        let (work, config) = (&work, &config);
+        let pairs = [1, 2].map(|_| Control::pair().expect("a connection"));
+        let [(one, first), (two, second)] = pairs;
+        let (nodes, work) = ([vec![one, two], vec![first], vec![second]], &work);
         std::thread::scope(|scope| {
-            let run = |node| {
-                let mut controls = meet(&config(node))?;
-                work(node, &mut controls)
+            let run = |(node, mut controls): (usize, Vec<Control>)| {
+                scope.spawn(move || work(node, &mut controls))
             };
-            let nodes: Vec<_> = (0..3).map(|node| scope.spawn(move || run(node))).collect();
+            let nodes: Vec<_> = nodes.into_iter().enumerate().map(run).collect();
             nodes.into_iter().map(|node| node.join().expect("no panic")).collect()
         })
     }

@@ -173,7 +173,7 @@ pub(crate) struct CacheArgs {
     /// Where process 0 waits for the others
     #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
     pub(crate) master_addr: String,
-    /// The port there
+    /// The port there; on process 0, 0 takes a free one, which its log names
     #[arg(long, value_name = "PORT", default_value_t = 29501)]
     pub(crate) master_port: u16,
     /// GPUs talk through NCCL, even where they reach each other's memory

@@ -1,11 +1,10 @@
 //! Deployments of several instances, measured in the process.
 
-use std::net::TcpListener;
 use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::server::{stallfree, tiny_model};
+use super::server::{own_port, stallfree, tiny_model};
 
 fn run(folder: &Path, args: &[&str]) -> Value {
     let output = stallfree()
@@ -110,7 +109,7 @@ fn modes_are_compared_per_gpu() {
     check(&["simulated", "--vary=request-rate-per-gpu=0.5,2"], &engine, [1.0, 3.0]);
     let engine = [model, "--device=cpu", "--kv-cache-memory-bytes=64M"];
     check(&["computed", "--vary=request-rate=20,40"], &engine, [1.0, 1.0]);
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = own_port();
     let command = format!(
         "--serve-cmd={} serve {model} --device cpu --kv-cache-memory-bytes 64M --port {port}",
         env!("CARGO_BIN_EXE_stallfree")

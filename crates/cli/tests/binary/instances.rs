@@ -102,12 +102,12 @@ impl World {
         BufReader::new(self.server.post("/v1/completions", body).expect("an answer"))
     }
 
-    /// Waits until no block is in use and nobody waits, and stays so for as long as instances may take to report: all blocks have
-    /// been given back. An engine that falls idle checks its books, and is lost if they disagree.
+    /// Waits until no block is in use and nobody waits, and stays so for longer than a report takes to come: all blocks have been given
+    /// back. An engine that falls idle checks its books, and is lost if they disagree.
     fn wait_until_empty(&self) {
         let clock = WallClock::start();
         let mut num_empty = 0;
-        while num_empty < 8 {
+        while num_empty < 10 {
             let metrics = self.server.get("/metrics");
             let is_zero = |name: &&str| {
                 let line = metrics.lines().find(|line| line.starts_with(&format!("vllm:{name}{{")));
@@ -116,7 +116,7 @@ impl World {
             let gauges = ["num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"];
             num_empty = if gauges.iter().all(is_zero) { num_empty + 1 } else { 0 };
             assert!(clock.now().since_start() < Duration::from_secs(60), "{metrics}");
-            thread::sleep(Duration::from_millis(150));
+            thread::sleep(Duration::from_millis(25));
         }
         assert_eq!(self.server.get("/health"), "");
     }

@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::json;
-use server::{Server, stallfree, tiny_model};
+use server::{Server, own_port, stallfree, tiny_model};
 use stallfree_core::{Clock as _, WallClock};
 
 #[test]
@@ -388,7 +388,7 @@ fn sweeps_go_on_where_they_ended_and_can_be_compared() {
 #[test]
 fn a_sweep_starts_and_stops_its_server() {
     let (model, folder) = (tiny_model(), tempfile::tempdir().unwrap());
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = own_port();
     let binary = env!("CARGO_BIN_EXE_stallfree");
     let sweep = |command: &str| {
         let output = stallfree()

@@ -1,6 +1,5 @@
 //! One model on the ranks of two processes.
 
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::Duration;
@@ -55,14 +54,14 @@ fn flags(port: u16, node: usize, [tensor, pipeline]: [usize; 2]) -> Vec<String> 
 }
 
 fn start_both(model: &Path, ranks: [usize; 2]) -> (Server, Node) {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let port = listener.local_addr().expect("its address").port();
-    drop(listener);
-    let other = Node::start(model, &flags(port, 1, ranks));
-    let here = flags(port, 0, ranks);
+    let here = flags(0, 0, ranks);
     let here: Vec<&str> = here.iter().map(String::as_str).collect();
     let named = [&here[..], &["--served-model-name=tiny"]].concat();
-    (Server::start(model, &named), other)
+    let mut server = Server::begin(model, &named, None);
+    let port = server.wait_for_rest("Waiting for 1 more nodes at 127.0.0.1:");
+    let other = Node::start(model, &flags(port.parse().expect("a port"), 1, ranks));
+    server.wait_until_it_listens();
+    (server, other)
 }
 
 fn text(server: &Server) -> Value {

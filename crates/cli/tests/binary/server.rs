@@ -3,6 +3,7 @@
 use std::io::{BufRead as _, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -26,6 +27,14 @@ pub(crate) fn stallfree() -> Command {
         command.env_remove(name);
     }
     command
+}
+
+/// Returns a port for a server that can't be asked which one it took: below those that the system gives to whoever takes any, and
+/// another one with each call and each process.
+pub(crate) fn own_port() -> u16 {
+    static CALLS: AtomicU32 = AtomicU32::new(0);
+    let number = std::process::id() * 16 + CALLS.fetch_add(1, Ordering::Relaxed);
+    u16::try_from(20_000 + number % 12_000).expect("it is below 32,000")
 }
 
 /// A server that ends with the test.
