@@ -19,6 +19,9 @@ pub(crate) use private::PrivateServer;
 /// How many connections may wait to be accepted.
 const BACKLOG: u32 = 1024;
 
+/// What the front's threads are called.
+pub(crate) const FRONT_THREADS: &str = "stallfree-http";
+
 /// Runs a server until SIGTERM or SIGINT.
 ///
 /// # Errors
@@ -75,11 +78,11 @@ fn bind(front: &FrontConfig) -> Result<TcpSocket> {
 }
 
 /// Makes the front's threads: few, because the cores belong to the model.
-fn runtime() -> Result<Runtime> {
+pub(crate) fn runtime() -> Result<Runtime> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads((cores / 4).clamp(1, 8))
-        .thread_name("stallfree-http")
+        .thread_name(FRONT_THREADS)
         .enable_all()
         .build()?;
     Ok(runtime)

@@ -10,7 +10,8 @@ use std::time::Duration;
 use stallfree_core::{Clock, InstanceId, LeaseBook, Request, SeqId, Time};
 use stallfree_engine::{
     Engine, EngineHandle, EngineInfo, EngineStats, HandedOver, Health, InstanceChange,
-    InstanceStatus, LEASE, Membership, OutputStream, SubmitError, ThreadedEngine, output_stream,
+    InstanceStatus, LEASE, Membership, OutputStream, Ringer, SubmitError, ThreadedEngine,
+    output_stream,
 };
 
 use crate::instance::Instances;
@@ -210,6 +211,10 @@ impl EngineHandle for Cluster {
 
     fn drain(&self) {
         self.instances.all().iter().for_each(|instance| instance.drain());
+    }
+
+    fn set_ringer(&self, ringer: Ringer) {
+        self.instances.all().iter().for_each(|instance| instance.set_ringer(Arc::clone(&ringer)));
     }
 
     fn instances(&self) -> Vec<InstanceStatus> {

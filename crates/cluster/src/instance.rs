@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use stallfree_core::InstanceId;
 use stallfree_engine::{
-    Command, EngineHandle, EngineStats, Health, PromptLimits, SubmitError, ThreadedEngine,
+    Command, EngineHandle, EngineStats, Health, PromptLimits, Ringer, SubmitError, ThreadedEngine,
 };
 
 use crate::switchboard::Lines;
@@ -32,6 +32,9 @@ pub(crate) trait Instance: fmt::Debug + Send + Sync {
 
     /// Takes no new requests from now on.
     fn drain(&self);
+
+    /// Leaves it to `ringer` to wake readers, where their tokens come from an engine of this process.
+    fn set_ringer(&self, _ringer: Ringer) {}
 }
 
 impl Instance for ThreadedEngine {
@@ -57,6 +60,10 @@ impl Instance for ThreadedEngine {
 
     fn drain(&self) {
         EngineHandle::drain(self);
+    }
+
+    fn set_ringer(&self, ringer: Ringer) {
+        EngineHandle::set_ringer(self, ringer);
     }
 }
 

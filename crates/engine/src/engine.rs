@@ -96,7 +96,7 @@ impl Engine {
         }
     }
 
-    /// Gives readers a thread that wakes them.
+    /// Gives readers somebody who wakes them; until then it is the engine itself.
     pub(crate) fn set_bell(&mut self, bell: Bell) {
         self.bell = bell;
     }

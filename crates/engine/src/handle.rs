@@ -4,11 +4,12 @@ use std::fmt::Debug;
 use std::iter::Sum;
 use std::time::Duration;
 
+use smallvec::SmallVec;
 use stallfree_core::{
     BatchId, FinishReason, InstanceId, KvGeometry, Request, SeqId, Time, TokenId, TokenLogprob,
 };
 
-use crate::{InstanceChange, InstanceStatus, OutputStream};
+use crate::{InstanceChange, InstanceStatus, OutputStream, Ringer};
 
 /// An engine, or many of them behind one front (a cluster is an `EngineHandle` too).
 pub trait EngineHandle: Debug + Send + Sync {
@@ -32,6 +33,9 @@ pub trait EngineHandle: Debug + Send + Sync {
 
     /// Takes no new requests from now on; those it has run to their end.
     fn drain(&self);
+
+    /// Leaves it to `ringer` to wake the readers of streams, from some step soon on; what knows no better has a thread for that.
+    fn set_ringer(&self, _ringer: Ringer) {}
 
     /// Returns the instances that it consists of; none if it is a single engine.
     fn instances(&self) -> Vec<InstanceStatus> {
@@ -172,8 +176,8 @@ impl Sum for EngineStats {
 pub struct SeqOutput {
     /// Set on the first output: how the sequence was admitted.
     pub admission: Option<Admission>,
-    /// New tokens, oldest first.
-    pub tokens: Vec<OutputToken>,
+    /// New tokens, oldest first; one, where the reader keeps up, takes no memory of its own.
+    pub tokens: SmallVec<[OutputToken; 1]>,
     /// Logprobs of further prompt tokens, if asked for, from the prompt's second token on.
     pub prompt_logprobs: Vec<Vec<TokenLogprob>>,
     /// Set on the last output.

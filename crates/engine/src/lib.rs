@@ -24,6 +24,7 @@ mod step_model;
 mod threaded;
 mod virtual_time;
 
+pub use bell::{Readers, Ringer};
 pub use command::{Command, Until, Wake};
 pub use engine::Engine;
 pub use hand_over::{HandedOver, LEASE, Membership, Peers, Progress};

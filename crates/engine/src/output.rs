@@ -11,9 +11,10 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
+use smallvec::SmallVec;
 use stallfree_core::SeqId;
 
-use crate::SeqOutput;
+use crate::{OutputToken, SeqOutput};
 
 /// One sequence's output; dropping it before the end cancels the sequence.
 pub struct OutputStream {
@@ -28,20 +29,34 @@ pub struct OutputSender {
     slot: Arc<Slot>,
 }
 
+/// Goes back and forth between two threads with every token, so it is small, and shares its cache lines with nothing else.
 #[derive(Debug, Default)]
+#[repr(align(64))]
 struct Slot {
     state: Mutex<SlotState>,
 }
 
+/// What the reader has not taken yet, if anything.
 #[derive(Debug, Default)]
 struct SlotState {
-    /// What the reader has not taken yet.
-    pending: SeqOutput,
-    /// Whether `pending` has anything in it.
-    ready: bool,
+    /// Tokens, where there is nothing else.
+    tokens: SmallVec<[OutputToken; 1]>,
+    /// All of it, where there is more than tokens.
+    output: Option<Box<SeqOutput>>,
     /// Whether the last output has been written.
     ended: bool,
     reader: Option<Waker>,
+}
+
+impl SlotState {
+    /// Takes all that there is.
+    fn take(&mut self) -> Option<SeqOutput> {
+        if let Some(output) = self.output.take() {
+            return Some(*output);
+        }
+        let tokens = std::mem::take(&mut self.tokens);
+        (!tokens.is_empty()).then(|| SeqOutput { tokens, ..SeqOutput::default() })
+    }
 }
 
 impl Slot {
@@ -72,12 +87,27 @@ impl OutputSender {
     /// Does the same, but leaves it to the caller to wake the reader.
     pub(crate) fn add(&self, add: impl FnOnce(&mut SeqOutput)) -> Option<Waker> {
         let mut state = self.slot.lock();
+        let SlotState { tokens, output, ended, reader } = &mut *state;
+        if *ended {
+            return None;
+        }
+        let output = output.get_or_insert_default();
+        output.tokens.append(tokens);
+        add(output);
+        *ended = output.finished.is_some() || output.error.is_some();
+        reader.take()
+    }
+
+    /// Adds a token and nothing else, and leaves it to the caller to wake the reader.
+    pub(crate) fn push(&self, token: OutputToken) -> Option<Waker> {
+        let mut state = self.slot.lock();
         if state.ended {
             return None;
         }
-        add(&mut state.pending);
-        state.ready = true;
-        state.ended = state.pending.finished.is_some() || state.pending.error.is_some();
+        match &mut state.output {
+            Some(output) => output.tokens.push(token),
+            None => state.tokens.push(token),
+        }
         state.reader.take()
     }
 
@@ -136,9 +166,8 @@ impl OutputStream {
     /// Returns what there is, or registers to be woken.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<SeqOutput>> {
         let mut state = self.slot.lock();
-        if state.ready {
-            state.ready = false;
-            return Poll::Ready(Some(std::mem::take(&mut state.pending)));
+        if let Some(output) = state.take() {
+            return Poll::Ready(Some(output));
         }
         if state.ended {
             return Poll::Ready(None);
@@ -193,7 +222,7 @@ mod tests {
     use stallfree_core::{FinishReason, Time};
 
     use super::*;
-    use crate::{Finished, OutputToken, SeqTimes};
+    use crate::{Finished, SeqTimes};
 
     fn token(token: u32) -> OutputToken {
         OutputToken { token, logprobs: Vec::new(), at: Time::ZERO }
@@ -224,7 +253,7 @@ mod tests {
         sender.update(|output| output.tokens.push(token(1)));
         sender.update(|output| output.tokens.push(token(2)));
         let first = stream.blocking_next().expect("two tokens");
-        assert_eq!(first.tokens, [token(1), token(2)]);
+        assert_eq!(first.tokens[..], [token(1), token(2)]);
         sender.update(|output| output.finished = Some(finished()));
         sender.update(|output| output.tokens.push(token(3)));
         let last = stream.blocking_next().expect("the end");

@@ -230,23 +230,25 @@ impl SeqState {
     /// Passes news to the reader, whom `bell` is to wake.
     pub(crate) fn emit(&mut self, news: News, bell: &mut Bell) -> After {
         let mut after = After::GoesOn;
-        let admission = self.admission.take();
-        let reader = self.output.add(|output| {
-            output.admission = output.admission.or(admission);
-            match news {
-                News::Token(token) => output.tokens.push(token),
-                News::HandOver(token, departure) => {
-                    output.tokens.push(token);
-                    after = After::Leaves(departure);
+        let reader = match (news, self.admission.take()) {
+            (News::Token(token), None) => self.output.push(token),
+            (news, admission) => self.output.add(|output| {
+                output.admission = output.admission.or(admission);
+                match news {
+                    News::Token(token) => output.tokens.push(token),
+                    News::HandOver(token, departure) => {
+                        output.tokens.push(token);
+                        after = After::Leaves(departure);
+                    }
+                    News::PromptLogprobs(lists) => output.prompt_logprobs.extend(lists),
+                    News::Last(token, finished) => {
+                        output.tokens.extend(token);
+                        output.finished = Some(*finished);
+                        after = After::Ended;
+                    }
                 }
-                News::PromptLogprobs(lists) => output.prompt_logprobs.extend(lists),
-                News::Last(token, finished) => {
-                    output.tokens.extend(token);
-                    output.finished = Some(*finished);
-                    after = After::Ended;
-                }
-            }
-        });
+            }),
+        };
         if let Some(reader) = reader {
             bell.add(reader);
         }

@@ -19,7 +19,7 @@ use crate::heartbeat::Heartbeat;
 use crate::output::unpark_this_thread;
 use crate::{
     Command, Engine, EngineHandle, EngineInfo, EngineStats, Health, OutputStream, PromptLimits,
-    SubmitError, Wake, output_stream,
+    Ringer, SubmitError, Wake, output_stream,
 };
 
 /// A step that takes no longer than this is never late.
@@ -54,6 +54,8 @@ struct State {
     stats: EngineStats,
     /// Per sequence, how long it took lately until the next one ended.
     finish_interval: Duration,
+    /// Who is to wake readers from now on, until the engine knows.
+    ringer: Option<Ringer>,
     draining: bool,
     quitting: bool,
     failure: Option<String>,
@@ -159,6 +161,10 @@ impl EngineHandle for ThreadedEngine {
     fn drain(&self) {
         self.shared.lock().draining = true;
     }
+
+    fn set_ringer(&self, ringer: Ringer) {
+        self.shared.lock().ringer = Some(ringer);
+    }
 }
 
 impl Drop for ThreadedEngine {
@@ -223,12 +229,16 @@ impl Shared {
         let mut pace = Pace::default();
         let mut inbox = Vec::new();
         loop {
-            {
+            let ringer = {
                 let mut state = self.lock();
                 if state.quitting {
                     return;
                 }
                 std::mem::swap(&mut state.commands, &mut inbox);
+                state.ringer.take()
+            };
+            if let Some(ringer) = ringer {
+                engine.set_bell(Bell::rung_by(ringer));
             }
             let now = self.clock.now();
             if engine.current_step().is_none() {

@@ -1,13 +1,14 @@
 //! How lives end: by cancellation, failure, overload and shutdown, on the engine's own thread.
 
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use stallfree_core::{BatchId, Clock, FinishReason, KvGeometry, Time, WallClock};
 use stallfree_engine::{
-    Engine, EngineHandle, EngineInfo, EngineStats, Health, OutputStream, Replay, SeqOutput,
-    StepObserver, StepRecord, SubmitError, ThreadedEngine,
+    Engine, EngineHandle, EngineInfo, EngineStats, Health, OutputStream, Readers, Replay,
+    SeqOutput, StepObserver, StepRecord, SubmitError, ThreadedEngine,
 };
 use stallfree_scheduler::{Declaration, Planner, Scheduler, SchedulerConfig, Step};
 use stallfree_testkit::equivalence::{self, Case};
@@ -83,6 +84,25 @@ fn answers_come_and_the_engine_comes_to_rest() {
     let stats = engine.stats();
     assert_eq!((stats.prompt_tokens, stats.generation_tokens), (120, 800));
     assert_eq!(engine.health(), Health::Healthy);
+}
+
+#[test]
+fn readers_are_woken_by_whom_they_are_left_to() {
+    let engine = spawn(None);
+    let (ringer, due) = channel();
+    engine.set_ringer(Arc::new(move |readers| ringer.send(readers).expect("somebody listens")));
+    let ring = thread::spawn(move || {
+        due.into_iter().inspect(|readers: &Readers| assert!(readers.len() > 1)).count()
+    });
+    let readers: Vec<_> = (0..20)
+        .map(|i| engine.submit(greedy(vec![i; 10], 100)).expect("room"))
+        .map(|stream| thread::spawn(move || read(stream)))
+        .collect();
+    for reader in readers {
+        assert_eq!(reader.join().expect("no panic").tokens.len(), 100);
+    }
+    drop(engine);
+    assert!(ring.join().expect("no panic") > 0);
 }
 
 /// A reader that saw the token first would have to end its answer with an empty piece.

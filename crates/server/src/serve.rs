@@ -10,9 +10,10 @@ use std::task::{Context, Poll};
 use axum::serve::Listener;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::{AppState, log_stats, router};
+use crate::{AppState, log_stats, ringer_on, router};
 
 /// Serves until `shutdown` completes; then the engine takes no new requests, and open ones run to their end.
 ///
@@ -23,6 +24,7 @@ pub async fn serve(
     state: AppState,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
+    state.engine().set_ringer(ringer_on(&Handle::current()));
     let limits = &state.config().limits;
     let listener = LimitedListener {
         inner: listener,

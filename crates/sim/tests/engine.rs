@@ -63,7 +63,7 @@ fn the_same_arrivals_give_the_same_tokens_at_the_same_moments() {
         };
         let (once, again) = (run(), run());
         assert_eq!(once, again, "{}", policy.name);
-        let lengths = once.iter().map(Vec::len);
+        let lengths = once.iter().map(|tokens| tokens.len());
         assert!(lengths.eq((0..80).map(|i| 5 + (i * 31) % 60)), "{}", policy.name);
     }
 }

@@ -3,12 +3,11 @@
 //! Knows chunks and blocks, but neither requests nor queues. On the main path it comes after `kvcache/manager.rs`, which gave
 //! the blocks out; `models/llama.rs` is next.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 
 use stallfree_comm::Part;
-use stallfree_core::{Batch, Chunk, PENDING_TOKEN, SampleSpec, SeqId, StepOutput, TokenId};
+use stallfree_core::{Batch, Chunk, PENDING_TOKEN, SampleSpec, SeqId, SeqMap, StepOutput, TokenId};
 use stallfree_kernels::{Backend, RaggedSeq, SampleRows, StepInputs, chosen_at};
 use stallfree_models::Model;
 use stallfree_transfer::{KvPart, KvPayload, RankMemory};
@@ -28,7 +27,7 @@ pub struct Runner<B: Backend> {
     wanted: Vec<Wanted>,
     rows: SampleRows,
     /// The tokens of the batch before, or [`chosen_at`] their places: what [`PENDING_TOKEN`] stands for.
-    newest: HashMap<SeqId, TokenId>,
+    newest: SeqMap<TokenId>,
 }
 
 impl<B: Backend> fmt::Debug for Runner<B> {
@@ -51,7 +50,7 @@ impl<B: Backend> Runner<B> {
     pub fn new(backend: B, model: Box<dyn Model<B>>, block_size: usize, max_tokens: usize) -> Self {
         let inputs = StepInputs::default();
         let rows = SampleRows::new(model.config().vocab_size);
-        let (wanted, newest) = (Vec::new(), HashMap::new());
+        let (wanted, newest) = (Vec::new(), SeqMap::default());
         Self { backend, model, block_size, max_tokens, inputs, wanted, rows, newest }
     }
 

@@ -1,15 +1,21 @@
 //! Sends requests to an engine and reads them as a server would.
 
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
-use stallfree_core::{Request, SamplingParams, Slo, StopRules, Time, TokenId, TokenLogprob};
+use stallfree_core::{
+    Clock as _, Request, SamplingParams, Slo, StopRules, Time, TokenId, TokenLogprob, WallClock,
+};
 use stallfree_engine::{EngineHandle, OutputStream, StepObserver, StepRecord, ThreadedEngine};
+use stallfree_server::ringer_on;
 use stallfree_tokenizer::{Detokenizer, DetokenizerOptions, Tokenizer};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
 use super::threads::{CpuTimes, Meter};
+use crate::serve;
 
 /// When steps were completed.
 #[derive(Clone, Debug, Default)]
@@ -47,16 +53,22 @@ pub(super) struct Outcome {
     pub(super) sent: Time,
     /// When each step was completed.
     pub(super) steps: Vec<Time>,
-    /// The CPU time that steps took while all were decoding.
+    /// The CPU time that threads took while all were decoding.
     pub(super) cpu_time: CpuTimes,
     pub(super) answers: Vec<Answer>,
 }
 
 /// What became of one request.
+#[derive(Default)]
 pub(super) struct Answer {
     pub(super) prompt: Vec<TokenId>,
-    pub(super) tokens: Vec<(TokenId, Time)>,
+    pub(super) tokens: Vec<TokenId>,
+    /// When the engine had the first of them, and the last.
+    pub(super) first: Time,
+    pub(super) last: Time,
     pub(super) prompt_logprobs: Vec<Vec<TokenLogprob>>,
+    /// How long it took to make text of the tokens.
+    pub(super) text_time: Duration,
 }
 
 impl<'a> Driver<'a> {
@@ -66,7 +78,8 @@ impl<'a> Driver<'a> {
         log: StepLog,
         vocab_size: usize,
     ) -> Result<Self> {
-        let runtime = Runtime::new().context("the readers' threads can't be started")?;
+        let runtime = serve::runtime().context("the readers' threads can't be started")?;
+        engine.set_ringer(ringer_on(runtime.handle()));
         Ok(Self { engine, tokenizer, log, runtime, vocab_size, random: 1 })
     }
 
@@ -107,48 +120,54 @@ impl<'a> Driver<'a> {
             let (priority, slo) = (0, Slo::default());
             let request = Request { prompt: prompt.clone(), sampling, stop, priority, slo };
             let stream = self.engine.submit(request)?;
-            let reader = read(stream, prompt, Arc::clone(&self.tokenizer), Arc::clone(&meter));
+            let text = Detokenizer::after_prompt(
+                Arc::clone(&self.tokenizer),
+                DetokenizerOptions::default(),
+                &prompt,
+            );
+            let tokens = Vec::with_capacity(max_tokens);
+            let answer = Answer { prompt, tokens, ..Answer::default() };
+            let reader = read(stream, answer, text, Arc::clone(&meter));
             readers.spawn_on(async move { (index, reader.await) }, self.runtime.handle());
         }
-        let mut answers = self.runtime.block_on(readers.join_all());
+        let (cpu_time, mut answers) = self.runtime.block_on(async {
+            let mut answers = pin!(readers.join_all());
+            tokio::select! {
+                biased;
+                cpu_time = meter.measure() => (cpu_time, answers.await),
+                answers = &mut answers => (CpuTimes::default(), answers),
+            }
+        });
         answers.sort_by_key(|&(index, _)| index);
         let answers: Result<Vec<_>> = answers.into_iter().map(|(_, answer)| answer).collect();
-        let (steps, cpu_time) = (self.log.take(), meter.measured());
-        Ok(Outcome { sent, steps, cpu_time, answers: answers? })
+        Ok(Outcome { sent, steps: self.log.take(), cpu_time, answers: answers? })
     }
 }
 
 async fn read(
     mut stream: OutputStream,
-    prompt: Vec<TokenId>,
-    tokenizer: Arc<Tokenizer>,
+    mut answer: Answer,
+    mut text: Detokenizer,
     meter: Arc<Meter>,
 ) -> Result<Answer> {
-    let mut text = Detokenizer::after_prompt(tokenizer, DetokenizerOptions::default(), &prompt);
-    let mut answer = Answer { prompt, tokens: Vec::new(), prompt_logprobs: Vec::new() };
+    let clock = WallClock::start();
     while let Some(output) = stream.next().await {
         if let Some(error) = output.error {
             return Err(anyhow!("the engine failed: {error}"));
         }
-        if answer.tokens.is_empty() && !output.tokens.is_empty() {
+        if let (true, Some(first)) = (answer.tokens.is_empty(), output.tokens.first()) {
+            answer.first = first.at;
             meter.begin();
         }
-        for token in output.tokens {
+        let begun = clock.now();
+        for token in &output.tokens {
             text.push(token.token);
-            answer.tokens.push((token.token, token.at));
         }
+        answer.text_time += clock.now() - begun;
+        answer.tokens.extend(output.tokens.iter().map(|token| token.token));
+        answer.last = output.tokens.last().map_or(answer.last, |token| token.at);
         answer.prompt_logprobs.extend(output.prompt_logprobs);
     }
     meter.end();
     Ok(answer)
-}
-
-impl Answer {
-    pub(super) fn first(&self) -> Time {
-        self.tokens.first().map_or(Time::ZERO, |&(_, at)| at)
-    }
-
-    pub(super) fn last(&self) -> Time {
-        self.tokens.last().map_or(Time::ZERO, |&(_, at)| at)
-    }
 }

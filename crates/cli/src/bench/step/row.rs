@@ -1,6 +1,7 @@
 //! The kinds of rows.
 
 use std::fmt;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::json;
@@ -10,9 +11,10 @@ use stallfree_models::ModelConfig;
 use super::Measured;
 use super::drive::{Driver, Outcome};
 use super::floor::Floor;
+use super::threads::CpuTimes;
 
-/// What stands over the rows: among others, microseconds of CPU time a step.
-pub(super) const HEADER: &str = "row                        ms      tokens/s   floor ms  of floor  engine  workers  readers  second computation";
+/// What stands over the rows: among others, microseconds of CPU time a step, and what they are without the readers' switching.
+pub(super) const HEADER: &str = "row                        ms      tokens/s   floor ms  of floor  engine inputs results  text  = step  wakes  second computation";
 
 /// How many sequences of a decode row are computed a second time.
 const NUM_CHECKED: usize = 4;
@@ -70,20 +72,13 @@ impl Decode {
             last = Some(outcome);
         }
         windows.sort_by(|a, b| a.median.total_cmp(&b.median));
-        let Window { steps, seconds, median, cpu_us } = windows[windows.len() / 2];
+        let Window { steps, seconds, median, work } = windows[windows.len() / 2];
         let verdict = Verdict::on(driver, last.as_ref(), max_margin)?;
-        let [engine_us, workers_us, readers_us] = cpu_us;
         let mean = seconds / steps as f64;
         let floor = floor.map(|floor| floor.decode(batch, (context + len / 2) as f64));
         let name = format!("decode {batch} at {context}");
         Ok(Measured {
-            line: line(
-                &name,
-                median,
-                batch as f64 / median,
-                floor,
-                &format!("{engine_us:>6.0} {workers_us:>8.0} {readers_us:>8.0}  {verdict}"),
-            ),
+            line: line(&name, median, batch as f64 / median, floor, &format!("{work}  {verdict}")),
             json: json!({
                 "batch": batch,
                 "ctx": context,
@@ -95,9 +90,12 @@ impl Decode {
                 "wall_s": seconds,
                 "floor_ms": floor.map(|floor| floor * 1e3),
                 "of_floor": floor.map(|floor| floor / median),
-                "engine_cpu_us_step": engine_us,
-                "workers_cpu_us_step": workers_us,
-                "readers_cpu_us_step": readers_us,
+                "engine_cpu_us_step": work.engine,
+                "workers_cpu_us_step": work.inputs,
+                "collectors_cpu_us_step": work.results,
+                "detokenize_us_step": work.text,
+                "wakes_cpu_us_step": work.wakes,
+                "cpu_us_step": work.step(),
                 "worst_margin": verdict.margin,
             }),
             is_sound: verdict.is_sound,
@@ -111,15 +109,56 @@ struct Window {
     seconds: f64,
     /// The median time from one step to the next.
     median: f64,
-    /// Microseconds of CPU time a step: the engine's, its workers', the readers'.
-    cpu_us: [f64; 3],
+    work: Work,
+}
+
+/// What the CPU has to do for a step, in microseconds.
+#[derive(Clone, Copy, Debug)]
+struct Work {
+    /// Collects what was drawn, plans, makes batches, keeps the books, hands tokens to readers.
+    engine: f64,
+    /// Makes inputs and starts steps.
+    inputs: f64,
+    /// Takes what was drawn from the device.
+    results: f64,
+    /// Detokenizes.
+    text: f64,
+    /// What else readers' threads do: wake readers, and switch from one to the next.
+    wakes: f64,
+}
+
+impl Work {
+    fn new(outcome: &Outcome, num_steps: usize) -> Self {
+        let CpuTimes { engine, workers, collectors, readers } = outcome.cpu_time;
+        let us =
+            |time: Duration, num_steps: usize| time.as_secs_f64() * 1e6 / num_steps.max(1) as f64;
+        let [engine, inputs, results, readers] =
+            [engine, workers, collectors, readers].map(|time| us(time, num_steps));
+        // Each has a token a step; the whole answer counts here, not the window's part.
+        let text =
+            outcome.answers.iter().map(|answer| us(answer.text_time, answer.tokens.len())).sum();
+        Self { engine, inputs, results, text, wakes: (readers - text).max(0.0) }
+    }
+
+    /// Returns what a step itself takes: scheduling, inputs, books, text.
+    fn step(&self) -> f64 {
+        self.engine + self.inputs + self.results + self.text
+    }
+}
+
+impl fmt::Display for Work {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { engine, inputs, results, text, wakes } = self;
+        let step = self.step();
+        write!(f, "{engine:>6.0} {inputs:>6.0} {results:>7.0} {text:>5.0} {step:>7.0} {wakes:>6.0}")
+    }
 }
 
 impl Window {
     fn new(outcome: &Outcome) -> Self {
         let answers = &outcome.answers;
-        let begin = answers.iter().map(|answer| answer.first()).max().unwrap_or(Time::ZERO);
-        let end = answers.iter().map(|answer| answer.last()).min().unwrap_or(Time::ZERO);
+        let begin = answers.iter().map(|answer| answer.first).max().unwrap_or(Time::ZERO);
+        let end = answers.iter().map(|answer| answer.last).min().unwrap_or(Time::ZERO);
         let inside = |at: &&Time| **at >= begin && **at <= end;
         let moments: Vec<Time> = outcome.steps.iter().filter(inside).copied().collect();
         let mut gaps: Vec<f64> =
@@ -129,7 +168,7 @@ impl Window {
             steps: gaps.len().max(1),
             seconds: gaps.iter().sum(),
             median: gaps.get(gaps.len() / 2).copied().unwrap_or(f64::NAN),
-            cpu_us: outcome.cpu_time.per_step(gaps.len()),
+            work: Work::new(outcome, gaps.len()),
         }
     }
 }
@@ -158,10 +197,7 @@ impl fmt::Display for Verdict {
 /// Computes texts again, as prompts, and returns by how much the most doubtful of their tokens misses being the most likely.
 fn second_computation(driver: &Driver<'_>, outcome: &Outcome) -> Result<f32> {
     let checked = outcome.answers.iter().take(NUM_CHECKED);
-    let texts = checked.map(|answer| {
-        let tokens = answer.tokens.iter().map(|&(token, _)| token);
-        answer.prompt.iter().copied().chain(tokens).collect()
-    });
+    let texts = checked.map(|answer| answer.prompt.iter().chain(&answer.tokens).copied().collect());
     let again = driver.run(texts.collect(), 1, Some(1))?;
     let mut worst = 0f32;
     for (answer, again) in outcome.answers.iter().zip(&again.answers) {
@@ -207,7 +243,7 @@ impl Prefill {
         for run in 0..=repeats.max(1) {
             let prompts = (0..count).map(|_| driver.prompt(len)).collect();
             let outcome = driver.run(prompts, 1, None)?;
-            let done = outcome.answers.iter().map(|answer| answer.last()).max();
+            let done = outcome.answers.iter().map(|answer| answer.last).max();
             if run > 0 {
                 times.push((done.unwrap_or(outcome.sent) - outcome.sent).as_secs_f64());
             }
@@ -224,7 +260,7 @@ impl Prefill {
                 median,
                 rate,
                 floor,
-                &format!("{:>24}  {verdict}", ""),
+                &format!("{:>42}  {verdict}", ""),
             ),
             json: json!({
                 "batch": count,
@@ -263,14 +299,14 @@ impl Mix {
         let inputs: usize = prompts.iter().map(Vec::len).sum();
         let outputs = self.num_requests * Self::ANSWER;
         let outcome = driver.run(prompts, Self::ANSWER, None)?;
-        let done = outcome.answers.iter().map(|answer| answer.last()).max();
+        let done = outcome.answers.iter().map(|answer| answer.last).max();
         let seconds = (done.unwrap_or(outcome.sent) - outcome.sent).as_secs_f64();
         let total = (inputs + outputs) as f64 / seconds;
         let name = format!("mix of {}", self.num_requests);
         let verdict = Verdict::on(driver, Some(&outcome), max_margin)?;
         let made = format!("{verdict}; {:.0} of these tokens/s produced", outputs as f64 / seconds);
         Ok(Measured {
-            line: line(&name, seconds, total, None, &format!("{:>24}  {made}", "")),
+            line: line(&name, seconds, total, None, &format!("{:>42}  {made}", "")),
             json: json!({
                 "n": self.num_requests,
                 "in_tokens": inputs,

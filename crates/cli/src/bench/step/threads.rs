@@ -1,37 +1,50 @@
 //! What this process's threads have computed so far, by what they do.
 
+use std::collections::HashMap;
 use std::fs;
 use std::ops::Sub;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::bench::cpu_time;
+use tokio::sync::Notify;
 
-/// CPU time of groups of threads.
+use crate::serve::FRONT_THREADS;
+
+/// CPU time of groups of threads. What a thread waits for counts only where it does not sleep meanwhile.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct CpuTimes {
-    /// The engine's thread and the one that wakes readers for it: what plans steps and passes tokens on.
+    /// The engine's thread: collects what was drawn, plans, makes batches, keeps the books, hands tokens to readers' streams.
     pub(super) engine: Duration,
-    /// The workers' threads: what makes inputs, starts steps and waits for them.
+    /// The workers' threads: make inputs and start steps.
     pub(super) workers: Duration,
-    /// All others; in a bench, those that read and detokenize.
-    pub(super) others: Duration,
+    /// Those that wait for steps and take what was drawn.
+    pub(super) collectors: Duration,
+    /// The readers' threads: wake readers, switch between them, and detokenize.
+    pub(super) readers: Duration,
 }
 
 impl CpuTimes {
-    /// Reads Linux's accounts of threads; elsewhere all of it is the others'.
+    /// Reads Linux's accounts of threads; elsewhere nothing is known.
     pub(super) fn now() -> Self {
-        // Linux cuts names after 15 characters.
-        let engine = threads_called(&["stallfree-engin", "stallfree-bell"]);
-        let workers = threads_called(&["stallfree-worke", "stallfree-colle"]);
-        Self { engine, workers, others: cpu_time().saturating_sub(engine + workers) }
-    }
-
-    /// Returns all three in microseconds, for each of `steps` steps.
-    pub(super) fn per_step(self, steps: usize) -> [f64; 3] {
-        [self.engine, self.workers, self.others]
-            .map(|time| time.as_secs_f64() * 1e6 / steps.max(1) as f64)
+        let mut by_name: HashMap<String, Duration> = HashMap::new();
+        for thread in fs::read_dir("/proc/self/task").into_iter().flatten().flatten() {
+            let read = |file| fs::read_to_string(thread.path().join(file)).ok();
+            let account = read("schedstat")
+                .and_then(|account| account.split(' ').next()?.parse::<u64>().ok());
+            if let Some((mut name, nanoseconds)) = read("comm").zip(account) {
+                // Linux cuts names after 15 characters; with several ranks a number may follow.
+                name.truncate("stallfree-colle".len());
+                *by_name.entry(name.trim().to_owned()).or_default() +=
+                    Duration::from_nanos(nanoseconds);
+            }
+        }
+        let of = |name: &str| by_name.get(name).copied().unwrap_or_default();
+        Self {
+            engine: of("stallfree-engin"),
+            workers: of("stallfree-worke"),
+            collectors: of("stallfree-colle"),
+            readers: of(FRONT_THREADS),
+        }
     }
 }
 
@@ -42,56 +55,43 @@ impl Sub for CpuTimes {
         Self {
             engine: self.engine.saturating_sub(before.engine),
             workers: self.workers.saturating_sub(before.workers),
-            others: self.others.saturating_sub(before.others),
+            collectors: self.collectors.saturating_sub(before.collectors),
+            readers: self.readers.saturating_sub(before.readers),
         }
     }
 }
 
-/// What is computed between the moment when all readers have begun and that when the first has ended: while they decode.
+/// Knows when all readers have begun and when the first has ended: in between, all decode.
 #[derive(Debug)]
 pub(super) struct Meter {
-    num_readers: usize,
-    num_begun: AtomicUsize,
-    /// Before and after.
-    marks: Mutex<[Option<CpuTimes>; 2]>,
+    to_begin: AtomicUsize,
+    all_begun: Notify,
+    one_ended: Notify,
 }
 
 impl Meter {
     pub(super) fn new(num_readers: usize) -> Self {
-        Self { num_readers, num_begun: AtomicUsize::new(0), marks: Mutex::default() }
+        let to_begin = AtomicUsize::new(num_readers);
+        Self { to_begin, all_begun: Notify::new(), one_ended: Notify::new() }
     }
 
     /// Takes note that a reader has its first token.
     pub(super) fn begin(&self) {
-        if self.num_begun.fetch_add(1, Ordering::Relaxed) + 1 == self.num_readers {
-            self.mark(0);
+        if self.to_begin.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.all_begun.notify_one();
         }
     }
 
     /// Takes note that a reader has its last token.
     pub(super) fn end(&self) {
-        self.mark(1);
+        self.one_ended.notify_one();
     }
 
-    fn mark(&self, place: usize) {
-        let mut marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
-        marks[place] = marks[place].or_else(|| Some(CpuTimes::now()));
+    /// Returns what threads compute while all decode. Whoever waits for it should be none of them: reading the accounts takes time.
+    pub(super) async fn measure(&self) -> CpuTimes {
+        self.all_begun.notified().await;
+        let before = CpuTimes::now();
+        self.one_ended.notified().await;
+        CpuTimes::now() - before
     }
-
-    /// Returns what was computed; nothing, if they never decoded all at once.
-    pub(super) fn measured(&self) -> CpuTimes {
-        let marks = *self.marks.lock().unwrap_or_else(PoisonError::into_inner);
-        let [Some(before), Some(after)] = marks else { return CpuTimes::default() };
-        after - before
-    }
-}
-
-fn threads_called(names: &[&str]) -> Duration {
-    let threads = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
-    let nanoseconds = threads.filter_map(|thread| {
-        let name = fs::read_to_string(thread.path().join("comm")).ok()?;
-        let account = fs::read_to_string(thread.path().join("schedstat")).ok()?;
-        names.contains(&name.trim()).then(|| account.split(' ').next()?.parse::<u64>().ok())?
-    });
-    Duration::from_nanos(nanoseconds.sum())
 }

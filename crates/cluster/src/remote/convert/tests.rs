@@ -110,7 +110,7 @@ fn an_output_arrives_as_it_left() {
         SeqOutput::default(),
         SeqOutput {
             admission: Some(Admission { at: at(2), num_cached_tokens: 8 }),
-            tokens: vec![token],
+            tokens: vec![token].into(),
             prompt_logprobs: vec![vec![], vec![logprob(1)]],
             finished: Some(finished(FinishReason::Stop, Some(0))),
             ..SeqOutput::default()
