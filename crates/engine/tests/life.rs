@@ -89,20 +89,21 @@ fn answers_come_and_the_engine_comes_to_rest() {
 #[test]
 fn readers_are_woken_by_whom_they_are_left_to() {
     let engine = spawn(None);
-    let (ringer, due) = channel();
+    let (ringer, due) = channel::<Readers>();
     engine.set_ringer(Arc::new(move |readers| ringer.send(readers).expect("somebody listens")));
-    let ring = thread::spawn(move || {
-        due.into_iter().inspect(|readers: &Readers| assert!(readers.len() > 1)).count()
+    let streams: Vec<_> =
+        (0..20).map(|i| engine.submit(greedy(vec![i; 10], 100)).expect("room")).collect();
+    thread::scope(|scope| {
+        let ring =
+            scope.spawn(|| due.into_iter().inspect(|readers| assert!(readers.len() > 1)).count());
+        let readers: Vec<_> =
+            streams.into_iter().map(|stream| scope.spawn(|| read(stream))).collect();
+        for reader in readers {
+            assert_eq!(reader.join().expect("no panic").tokens.len(), 100);
+        }
+        drop(engine);
+        assert!(ring.join().expect("no panic") > 0);
     });
-    let readers: Vec<_> = (0..20)
-        .map(|i| engine.submit(greedy(vec![i; 10], 100)).expect("room"))
-        .map(|stream| thread::spawn(move || read(stream)))
-        .collect();
-    for reader in readers {
-        assert_eq!(reader.join().expect("no panic").tokens.len(), 100);
-    }
-    drop(engine);
-    assert!(ring.join().expect("no panic") > 0);
 }
 
 /// A reader that saw the token first would have to end its answer with an empty piece.
