@@ -80,7 +80,7 @@ pub enum Scale {
 pub struct Series {
     /// Its name in the legend; an empty one is not listed.
     pub name: String,
-    /// Its points, in order.
+    /// Its points, in order; one without any is in the legend alone.
     pub points: Vec<(f64, f64)>,
     /// How it is drawn.
     pub look: Look,
@@ -131,6 +131,9 @@ impl Axis {
 }
 
 impl Series {
+    /// A colour that no series takes before six others have one.
+    pub const NEUTRAL: usize = 6;
+
     /// Returns a line.
     #[must_use]
     pub fn line(name: &str, color: usize, points: Vec<(f64, f64)>) -> Self {

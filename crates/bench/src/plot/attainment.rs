@@ -87,6 +87,7 @@ fn improvement(groups: &[Group], config: &AttainmentConfig) -> Option<String> {
 
 fn over_rate(groups: &[Group], config: &AttainmentConfig) -> Chart {
     let mut chart = chart(Axis::linear("Requests a second and GPU"), config);
+    chart.series.extend(key());
     for (color, group) in groups.iter().enumerate() {
         let curve = group.curve(config.slo);
         chart.series.extend(lines(&group.name, color, &curve));
@@ -102,6 +103,7 @@ fn over_scale(groups: &[Group], config: &AttainmentConfig, rate: f64) -> Chart {
     let mut chart = chart(Axis { is_reversed: true, ..Axis::linear(&label) }, config);
     let mut scales = config.scales.clone();
     scales.sort_by(|a, b| b.total_cmp(a));
+    chart.series.extend(key());
     for (color, group) in groups.iter().enumerate() {
         let nearest = group
             .points
@@ -134,16 +136,26 @@ fn mark(x: f64, config: &AttainmentConfig, color: usize) -> Mark {
     Mark { at: (x, config.target * 100.0), text: format!("{x:.2}"), color }
 }
 
-/// Three lines a group: both objectives, the first alone, the second alone.
+/// What the three lines of each group are, for the legend.
+fn key() -> [Series; 3] {
+    let entry = |what, look| Series::line(what, Series::NEUTRAL, Vec::new()).looking(look);
+    [
+        entry("both objectives", Look::Line),
+        entry("TTFT alone", Look::Dotted),
+        entry("TPOT alone", Look::Dashed),
+    ]
+}
+
+/// Three lines a group: both objectives, the first alone, the second alone. The legend has its colour once.
 fn lines(name: &str, color: usize, curve: &[(f64, Attained)]) -> [Series; 3] {
-    let line = |what: &str, look, of: fn(&Attained) -> f64| {
+    let line = |name: &str, look, of: fn(&Attained) -> f64| {
         let points = curve.iter().map(|(x, attained)| (*x, of(attained) * 100.0)).collect();
-        Series::line(&format!("{name}{what}"), color, points).looking(look)
+        Series::line(name, color, points).looking(look)
     };
     [
-        line("", Look::Line, |attained| attained.both),
-        line(", TTFT", Look::Dotted, |attained| attained.ttft),
-        line(", TPOT", Look::Dashed, |attained| attained.tpot),
+        line(name, Look::Line, |attained| attained.both),
+        line("", Look::Dotted, |attained| attained.ttft),
+        line("", Look::Dashed, |attained| attained.tpot),
     ]
 }
 
@@ -206,7 +218,11 @@ mod tests {
             assert!(said, "{rates:?}: {}", figure.subtitle);
             let label = &figure.charts[1].x.label;
             assert!(label.contains(scaled_at), "{rates:?}: {label}");
-            assert_eq!(figure.charts[0].series.len(), 6, "three lines a deployment");
+            let series = &figure.charts[0].series;
+            let drawn = series.iter().filter(|series| !series.points.is_empty());
+            assert_eq!(drawn.count(), 6, "three lines a deployment");
+            let named = series.iter().filter(|series| !series.name.is_empty());
+            assert_eq!(named.count(), 5, "the legend has each deployment, and each kind of line");
         };
         check(&[0.5, 1.0, 1.5], &["0.60", "1.30"], "1.000");
         check(&[0.1, 2.0], &["0.29", "0.48"], "0.100");

@@ -92,7 +92,8 @@ impl Drawing {
         if has_bars {
             self.bars(&chart.series, &x, &y, bottom);
         }
-        for series in chart.series.iter().filter(|series| series.look != Look::Bars) {
+        let is_line = |series: &&Series| series.look != Look::Bars && !series.points.is_empty();
+        for series in chart.series.iter().filter(is_line) {
             self.line(series, &x, &y);
         }
         add!(self, "</g>");
