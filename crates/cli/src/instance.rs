@@ -28,7 +28,7 @@ use stallfree_worker::{CpuWorkerConfig, CudaWorkerConfig, NodeConfig, Parallel, 
 
 use crate::args::{Auto, Kernels};
 use crate::config::{
-    DeploymentConfig, DeviceConfig, GenerationFrom, GpuConfig, InstanceConfig, TemplateFrom,
+    DeploymentConfig, DeviceConfig, GenerationFrom, GpuConfig, InstanceConfig, Nodes, TemplateFrom,
     TokenBudget, TokenizerFrom, WeightsFrom,
 };
 use crate::console;
@@ -36,6 +36,9 @@ use members::Seat;
 
 /// How long processes wait for each other: some may have to load a model from far away first.
 const NODE_PATIENCE: Duration = Duration::from_secs(600);
+
+/// How long a node that does not start waits for node 0 to tell it, which may be looking for the model, too.
+const DECLINE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running engine, what belongs to its model, and what starting it found.
 #[derive(Debug)]
@@ -353,12 +356,18 @@ fn cuda_worker(
     })
 }
 
+/// Tells node 0 why this node has no model.
+pub(crate) fn decline(nodes: &Nodes, error: &anyhow::Error) {
+    let Nodes { node, master, .. } = nodes;
+    tracing::warn!("Telling node 0 at {master} that this node does not start: {error:#}");
+    stallfree_worker::decline(master, *node, &format!("{error:#}"), DECLINE_PATIENCE);
+}
+
 /// Runs the ranks of a process other than the one that answers, until that one ends.
 ///
 /// # Errors
-/// The model can't be read, the processes don't meet, a rank fails, or another process is lost.
-pub(crate) fn run_node(path: &Path, config: &InstanceConfig) -> Result<()> {
-    let checkpoint = open(path, config.weights)?;
+/// The processes don't meet, a rank fails, or another process is lost.
+pub(crate) fn run_node(checkpoint: &Checkpoint, config: &InstanceConfig) -> Result<()> {
     let progress = console::LoadProgress::new("Loading weights");
     let show = |done, total| progress.show(done, total);
     let options =
@@ -372,14 +381,14 @@ pub(crate) fn run_node(path: &Path, config: &InstanceConfig) -> Result<()> {
     let started = || tracing::info!("Computing for node 0");
     match &config.device {
         DeviceConfig::Cpu(cpu) => {
-            let worker = cpu_worker(&checkpoint, cpu, config, max_model_len);
-            stallfree_worker::run_cpu_node(&checkpoint, &worker, &options, started)?;
+            let worker = cpu_worker(checkpoint, cpu, config, max_model_len);
+            stallfree_worker::run_cpu_node(checkpoint, &worker, &options, started)?;
         }
         DeviceConfig::Cuda(gpu) => {
-            let worker = cuda_worker(&checkpoint, gpu, config, max_model_len)?;
+            let worker = cuda_worker(checkpoint, gpu, config, max_model_len)?;
             let progress = console::LoadProgress::new("Recording steps");
             let recording = |done: usize, total: usize| progress.show(done as u64, total as u64);
-            stallfree_worker::run_cuda_node(&checkpoint, &worker, &options, &recording, started)?;
+            stallfree_worker::run_cuda_node(checkpoint, &worker, &options, &recording, started)?;
         }
         DeviceConfig::Sim(_) => bail!("a simulation needs no nodes"),
     }

@@ -31,9 +31,11 @@ pub(crate) fn run(args: &ServeArgs, environment: &Environment) -> Result<()> {
     let config = DeploymentConfig::resolve(&args.engine, &args.deployment, environment)?;
     let front = FrontConfig::resolve(&args.server, environment)?;
     let weights = config.base.weights;
-    if config.base.nodes.as_ref().is_some_and(|nodes| nodes.node > 0) {
-        let found = model_source::find(&args.engine.model, weights, environment)?;
-        return instance::run_node(&found.path, &config.base);
+    if let Some(nodes) = config.base.nodes.as_ref().filter(|nodes| nodes.node > 0) {
+        let found = model_source::find(&args.engine.model, weights, environment);
+        let checkpoint = found.and_then(|found| instance::open(&found.path, weights));
+        let checkpoint = checkpoint.inspect_err(|error| instance::decline(nodes, error))?;
+        return instance::run_node(&checkpoint, &config.base);
     }
     // A port that is taken shows now, not after minutes of loading.
     let socket = bind(&front)?;

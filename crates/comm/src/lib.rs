@@ -17,5 +17,5 @@ pub use control::{Control, ControlReceiver, ControlSender};
 pub use lost::Lost;
 pub use mesh::{Mesh, Peers};
 pub use node_error::NodeError;
-pub use nodes::{Joined, NodeConfig, join, meet};
+pub use nodes::{Joined, NodeConfig, decline, join, meet};
 pub use part::{Part, Share};

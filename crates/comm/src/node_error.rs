@@ -14,6 +14,14 @@ pub enum NodeError {
         /// Why it failed.
         source: io::Error,
     },
+    /// One of them does not start.
+    #[error("node {node} does not start: {reason}")]
+    Declined {
+        /// Which one.
+        node: usize,
+        /// Why not.
+        reason: String,
+    },
     /// They don't belong together.
     #[error("{0}; start every node with the same flags but for --node-rank")]
     Refused(String),

@@ -12,6 +12,10 @@ use crate::{Mesh, NodeError};
 
 /// How often a node that is not there yet is tried again.
 const RETRY: Duration = Duration::from_millis(100);
+/// How long a node may take to say who it is.
+const HELLO_PATIENCE: Duration = Duration::from_secs(5);
+/// What a node says in place of what it was started for if it does not come.
+const DECLINES: &str = "declines: ";
 /// The first word of every connection: others knock at open ports, too.
 const GREETING: &[u8] = b"stallfree 1";
 
@@ -76,6 +80,20 @@ fn join_at(master: Option<TcpListener>, config: &NodeConfig) -> Result<Joined, N
     Ok(Joined { ranks: world.ranks, controls })
 }
 
+/// Tells node 0, at `master`, that `node` does not come, and why; in vain if node 0 is not there within `patience`.
+pub fn decline(master: &str, node: usize, reason: &str, patience: Duration) {
+    let told = connect_in_time(master, patience).and_then(|mut stream| {
+        write_frame(&mut stream, GREETING)?;
+        write_frame(&mut stream, format!("{node} 0 {DECLINES}{reason}").as_bytes())?;
+        // It answers once it has read that.
+        stream.set_read_timeout(Some(HELLO_PATIENCE))?;
+        read_frame(&mut stream)
+    });
+    if let Err(error) = told {
+        tracing::debug!("node 0 does not hear of this: {error}");
+    }
+}
+
 type Met = (Vec<Control>, Vec<SocketAddr>);
 
 /// Node 0: listens where the others come to.
@@ -106,6 +124,10 @@ fn gather(listener: &TcpListener, config: &NodeConfig, port: u16) -> Result<Met,
             .map_err(|e| NodeError::io(format!("hear of node {}", missing + 1), e))?;
         // Whoever says something else is not one of ours.
         let Ok(hello) = read_hello(&mut stream) else { continue };
+        if let Some(reason) = hello.agreement.strip_prefix(DECLINES) {
+            let _told = write_frame(&mut stream, &[]);
+            return Err(NodeError::Declined { node: hello.node, reason: reason.to_owned() });
+        }
         let refusal = hello.refusal(config, &others);
         let told = write_frame(&mut stream, refusal.as_deref().unwrap_or("").as_bytes());
         if let Some(refusal) = refusal {
@@ -131,7 +153,8 @@ fn gather(listener: &TcpListener, config: &NodeConfig, port: u16) -> Result<Met,
 /// Any other node: tells node 0 where it is, and hears where all are.
 fn report(config: &NodeConfig, port: u16) -> Result<Met, NodeError> {
     let what = || format!("reach node 0 at --master-addr {}", config.master);
-    let mut stream = connect_in_time(config).map_err(|e| NodeError::io(what(), e))?;
+    let stream = connect_in_time(&config.master, config.patience);
+    let mut stream = stream.map_err(|e| NodeError::io(what(), e))?;
     let hello = format!("{} {port} {}", config.node, config.agreement);
     let answer = stream
         .set_nodelay(true)
@@ -159,10 +182,10 @@ fn report(config: &NodeConfig, port: u16) -> Result<Met, NodeError> {
     Ok((vec![control], addresses))
 }
 
-fn connect_in_time(config: &NodeConfig) -> io::Result<TcpStream> {
-    let mut left = config.patience;
+fn connect_in_time(master: &str, patience: Duration) -> io::Result<TcpStream> {
+    let mut left = patience;
     loop {
-        match TcpStream::connect(&config.master) {
+        match TcpStream::connect(master) {
             Ok(stream) => return Ok(stream),
             Err(error) if left.is_zero() => return Err(error),
             Err(_) => {
@@ -182,7 +205,7 @@ struct Hello {
 
 fn read_hello(stream: &mut TcpStream) -> io::Result<Hello> {
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.set_read_timeout(Some(HELLO_PATIENCE))?;
     let invalid = || io::Error::from(io::ErrorKind::InvalidData);
     if read_frame(stream)? != GREETING {
         return Err(invalid());
@@ -249,7 +272,7 @@ impl World {
         loop {
             let what = |e| NodeError::io("hear of another node's rank", e);
             let (mut stream, _) = accept(listener, patience).map_err(what)?;
-            stream.set_read_timeout(Some(Duration::from_secs(5))).map_err(what)?;
+            stream.set_read_timeout(Some(HELLO_PATIENCE)).map_err(what)?;
             let Ok((from, to)) = read_ranks(&mut stream) else { continue };
             stream.set_read_timeout(None).map_err(what)?;
             let place = to.wrapping_sub(self.first_rank);
@@ -332,7 +355,7 @@ mod tests {
     use std::net::TcpListener;
     use std::time::Duration;
 
-    use super::{Joined, NodeConfig, join, join_at};
+    use super::{Joined, NodeConfig, decline, join, join_at};
     use crate::{Lost, NodeError};
 
     fn config(node: usize, port: u16, agreement: &str) -> NodeConfig {
@@ -385,6 +408,18 @@ mod tests {
         assert_eq!(ranks[0].recv(5), Err(Lost { rank: 5 }));
         let gone = controls[0][1].receiver.recv().expect_err("it is gone").to_string();
         assert_eq!(gone, "the connection closed");
+    }
+
+    #[test]
+    fn a_node_that_does_not_start_says_why() {
+        let master = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = master.local_addr().expect("its address");
+        let error = std::thread::scope(|scope| {
+            let patience = Duration::from_secs(5);
+            scope.spawn(move || decline(&address.to_string(), 2, "no such model", patience));
+            join_at(Some(master), &config(0, address.port(), "a model")).expect_err("2 declines")
+        });
+        assert_eq!(error.to_string(), "node 2 does not start: no such model");
     }
 
     #[test]

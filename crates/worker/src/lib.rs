@@ -20,6 +20,6 @@ pub use exchange::{Exchange, GpuRanks};
 pub use executor::ThreadExecutor;
 pub use ranks::Parallel;
 pub use runner::Runner;
-pub use stallfree_comm::NodeConfig;
+pub use stallfree_comm::{NodeConfig, decline};
 pub use start::{Error, KvSize, WorkerReport};
 pub use submitted::{SamplerError, Submitted};
