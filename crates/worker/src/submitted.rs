@@ -65,6 +65,7 @@ impl<C: Choice> Submitted<C> {
     pub fn wait(self) -> Result<StepOutput, SamplerError> {
         let mut output = self.output;
         for (purposes, choice) in self.choices {
+            output.tokens.reserve(purposes.len());
             for (purpose, sampled) in purposes.into_iter().zip(choice.wait()) {
                 if sampled.token == TokenId::MAX {
                     return Err(SamplerError);
