@@ -2,8 +2,8 @@
 //! and may compute no prompts, both report each step, and 100 to 10,000 prompts wait, whose deadlines are over.
 //!
 //! `amid_a_prompt` is with a long prompt under way, so that nothing can be done for those that wait; with `a_prompt_a_step`, each step
-//! ends a prompt, and the next one is looked for. The target: 10,000 that wait cost no more than 0.2 ms a step in the one case, and 2 ms,
-//! a tenth of what such a step takes on a GPU, in the other.
+//! ends a prompt, and the next one is looked for. The target: with 10,000 that wait a step takes no more than 0.5 ms in the one case, and
+//! 2 ms, a tenth of what such a step takes on a GPU, in the other.
 
 use std::time::{Duration, Instant};
 
