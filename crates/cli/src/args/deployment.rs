@@ -125,17 +125,17 @@ macro_rules! overrides {
         $(#[$doc])*
         #[derive(Clone, Debug, Default, Args)]
         pub(crate) struct $name {
-            #[doc = concat!("--scheduler of instances that ", $who)]
             #[arg(long, value_name = "NAME")]
+            #[arg(help = concat!("--scheduler of instances that ", $who))]
             $scheduler: Option<String>,
-            #[doc = concat!("--max-num-seqs of instances that ", $who)]
             #[arg(long, value_name = "N", value_parser = positive)]
+            #[arg(help = concat!("--max-num-seqs of instances that ", $who))]
             $seqs: Option<usize>,
-            #[doc = concat!("--max-num-batched-tokens of instances that ", $who)]
             #[arg(long, value_name = "N", value_parser = positive)]
+            #[arg(help = concat!("--max-num-batched-tokens of instances that ", $who))]
             $tokens: Option<usize>,
-            #[doc = concat!("--gpu-memory-utilization of instances that ", $who)]
             #[arg(long, value_name = "SHARE", value_parser = share)]
+            #[arg(help = concat!("--gpu-memory-utilization of instances that ", $who))]
             $memory: Option<f64>,
         }
 

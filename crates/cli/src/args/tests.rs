@@ -143,3 +143,15 @@ fn other_commands_keep_their_words() {
     );
     <super::Cli as clap::CommandFactory>::command().debug_assert();
 }
+
+#[test]
+fn every_flag_is_explained() {
+    fn check(command: &clap::Command) {
+        for arg in command.get_arguments() {
+            let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+            assert!(!help.is_empty(), "{} {arg}", command.get_name());
+        }
+        command.get_subcommands().for_each(check);
+    }
+    check(&<super::Cli as clap::CommandFactory>::command());
+}
