@@ -53,6 +53,8 @@ for part in $parts; do
         if [ "$(nvidia-smi -L | wc -l)" -ge 2 ]; then
             step ranks 120 "$here/gpu_ranks"
             step ranks-pp 120 "$here/gpu_ranks" pp
+            step lose-prefill 120 "$here/gpu_hand_over" lose 0
+            step lose-decode 120 "$here/gpu_hand_over" lose 1
         else
             note "not run: ranks; they need two GPUs"
         fi
@@ -76,7 +78,7 @@ for part in $parts; do
             # cuBLASLt's own barriers look like races, so its kernels are left out of that one.
             for path in '' sm80; do
                 step "memcheck${path:+-$path}" 900 compute-sanitizer --tool memcheck --error-exitcode 1 "$here/gpu_check" check $path
-                step "racecheck${path:+-$path}" 900 compute-sanitizer --tool racecheck --error-exitcode 1 "$here/gpu_check" check ours $path
+                step "racecheck${path:+-$path}" 900 compute-sanitizer --tool racecheck --error-exitcode 1 "$here/gpu_check" check ours small $path
             done
         else
             note "not run: sanitize; there is no compute-sanitizer"

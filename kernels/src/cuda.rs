@@ -44,13 +44,14 @@ pub use paged_attention_decode::{DECODE_SCRATCH_BYTES, DecodeBatch, PagedAttenti
 pub use paged_attention_prefill::{PagedAttentionPrefill, PrefillBatch};
 pub use peers::MAX_RANKS;
 pub use products::{Operands, ProductShape, Products, TIMED_ROWS};
+pub use recordings::STEP_MULTIPLE;
 pub use rms_norm::RmsNorm;
 pub use rope_kv_write::{QkNorms, RopeKvWrite};
 pub use sampling::{Sample, SampleOperands, SamplePart, SampleReader, Uploader};
 pub use silu_mul::SiluMul;
 pub use skinny_gemm::{Epilogue, SkinnyGemm, SkinnySpec};
 pub use toolchain::{Build, Toolchain, builds};
-pub use trap::trap;
+pub use trap::Trap;
 
 use stallfree_device::DeviceSlice;
 

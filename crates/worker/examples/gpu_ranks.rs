@@ -12,7 +12,7 @@ use stallfree_core::{
     Time, TokenId, WallClock,
 };
 use stallfree_kernels::WeightType;
-use stallfree_kernels::cuda::trap;
+use stallfree_kernels::cuda::Trap;
 use stallfree_models::tiny::TinyModel;
 use stallfree_models::{Checkpoint, DtypeChoice, LoadOptions};
 use stallfree_worker::{CudaWorkerConfig, KvSize, Parallel, ThreadExecutor, start_cuda};
@@ -139,7 +139,7 @@ fn lose(checkpoint: &Checkpoint, (tensor, pipeline): (usize, usize), vocab: usiz
     let mut executor = start(checkpoint, tensor, pipeline);
     let texts = prompts(vocab);
     step(&mut executor, batch(0, &texts, 0)).unwrap();
-    trap(1, &kernel_cache()).unwrap();
+    Trap::set(1, &kernel_cache()).unwrap().spring().unwrap();
     let clock = WallClock::start();
     let lost = step(&mut executor, batch(1, &texts, 0)).unwrap_err();
     let took = clock.now().since_start();

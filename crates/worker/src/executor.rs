@@ -230,10 +230,13 @@ impl ThreadExecutor {
             1 => format!("stallfree-{role}"),
             _ => format!("stallfree-{role}-{}", part.rank()),
         };
-        let rank = match part.world_size() {
+        let mut rank = match part.world_size() {
             1 => String::new(),
             size => format!("rank {} of {size}: ", part.rank()),
         };
+        if let Some(memory) = runner.kv_memory() {
+            rank += &format!("GPU {}: ", memory.cache.device().ordinal());
+        }
         let outbox = self.outbox(rank);
         let wait = Wait::default();
         self.waits.push(wait.clone());

@@ -1,8 +1,9 @@
 //! Checks every CUDA kernel against a reference on this machine's GPU, then times them beside their floors.
 //!
-//! `gpu_check [check|bench|sampling|step] [FAMILY...] [sm80] [ours]`; fails where there is no GPU. `check` takes the families that are named
+//! `gpu_check [check|bench|sampling|step] [FAMILY...] [sm80] [ours] [small]`; fails where there is no GPU. `check` takes the families that are named
 //! (rows, skinny_gemm, decode_gemm, blas, attention, sampling), or all. `sm80` keeps to Ampere's instructions; `ours` leaves
-//! cuBLASLt's kernels out, whose barriers a race checker takes for races; `sampling` alone checks and times that family.
+//! cuBLASLt's kernels out, whose barriers a race checker takes for races; `small` samples from short rows only, for
+//! a race checker takes hours over long ones; `sampling` alone checks and times that family.
 #![expect(clippy::print_stdout, reason = "a report for a terminal")]
 
 mod bench;
@@ -25,6 +26,7 @@ fn main() -> Outcome<()> {
         let any = checks::FAMILIES.iter().any(|(family, _)| has(family));
         for dtype in [Dtype::Bf16, Dtype::F16] {
             let mut rig = Rig::new(dtype, ampere_path, 2 << 30)?;
+            rig.is_small = has("small");
             println!("{:?} {dtype:?} sm80={ampere_path}", rig.tools.device.props());
             for (family, check) in checks::FAMILIES {
                 let is_named =

@@ -19,6 +19,8 @@ pub(crate) struct Rig {
     pub(crate) tools: Toolchain,
     pub(crate) stream: Stream,
     pub(crate) arena: DeviceArena,
+    /// Whether to leave out what takes a race checker hours.
+    pub(crate) is_small: bool,
     seed: u64,
 }
 
@@ -34,7 +36,8 @@ impl Rig {
         let cache = CubinCache::new(&std::env::temp_dir().join("stallfree-gpu-check"));
         let tools = Toolchain { device: device.clone(), cache, ampere_path, dtype };
         let stream = Stream::new(&device)?;
-        Ok(Self { tools, stream, arena: DeviceArena::new(&device, bytes)?, seed: 0x9e37_79b9 })
+        let arena = DeviceArena::new(&device, bytes)?;
+        Ok(Self { tools, stream, arena, is_small: false, seed: 0x9e37_79b9 })
     }
 
     pub(crate) fn dtype(&self) -> Dtype {

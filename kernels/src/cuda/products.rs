@@ -13,9 +13,10 @@ use super::{
 };
 
 /// What is fastest counts for all numbers of rows up to one of these and above the one before, where it has to be timed: what is
-/// fastest at a range's lower end can be half as fast at its upper one. Beyond the last the library's first guess is as good as its
-/// best, see `docs/performance.md`.
-pub const TIMED_ROWS: [usize; 8] = [1, 8, 16, 32, 64, 128, 256, 512];
+/// fastest for some rows can take twice as long for a third fewer, or for twice as many. So steps that are recorded have just so many rows.
+/// Beyond the last the library's first guess is as good as its best, see `docs/performance.md`.
+pub const TIMED_ROWS: [usize; 19] =
+    [1, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512];
 /// Of the workspace: the counters by which blocks that share a tile find each other.
 const COUNTER_BYTES: usize = 64 << 10;
 /// Bytes of weights that a timed run reads, so that none comes from the cache.

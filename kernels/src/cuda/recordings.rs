@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use stallfree_device::Graph;
 
+use super::TIMED_ROWS;
 use super::activations::{Activations, CudaTensor};
 use crate::StepShape;
 
@@ -43,13 +44,18 @@ impl Recordings {
     }
 }
 
-/// Returns how many sequences a step of `num_seqs` is run with.
-pub(super) const fn padded_seqs(num_seqs: usize) -> usize {
+/// Beyond [`TIMED_ROWS`] steps have a multiple of so many sequences. No more than these are ever added to one.
+pub const STEP_MULTIPLE: usize = 64;
+
+/// Returns how many sequences a step of `num_seqs` is run with: a number for which products are timed.
+pub(super) fn padded_seqs(num_seqs: usize) -> usize {
     match num_seqs {
         0..=2 => num_seqs,
         3..=4 => 4,
-        5..=256 => num_seqs.next_multiple_of(8),
-        _ => num_seqs.next_multiple_of(32),
+        _ => {
+            let timed = TIMED_ROWS.into_iter().find(|&rows| num_seqs <= rows);
+            timed.unwrap_or_else(|| num_seqs.next_multiple_of(STEP_MULTIPLE))
+        }
     }
 }
 
@@ -59,7 +65,7 @@ pub(super) const fn padded_context(context: usize) -> usize {
 }
 
 /// Returns the shapes up to `num_seqs` and `context`, but for contexts so long that they are better recorded when they come. The most
-/// sequences come first: what is found fastest for a range of rows is then found at its upper end.
+/// sequences come first: they need the most memory.
 pub(super) fn shapes(num_seqs: usize, context: usize) -> Vec<StepShape> {
     let mut counts: Vec<usize> = (1..=num_seqs).map(padded_seqs).collect();
     counts.dedup();
@@ -76,7 +82,7 @@ pub(super) fn shapes(num_seqs: usize, context: usize) -> Vec<StepShape> {
 
 #[cfg(test)]
 mod tests {
-    use super::{padded_context, padded_seqs, shapes};
+    use super::{STEP_MULTIPLE, padded_context, padded_seqs, shapes};
 
     #[test]
     fn every_step_has_a_shape() {
@@ -89,6 +95,7 @@ mod tests {
                 };
                 assert!(shape.num_seqs >= num_seqs && shape.context >= context, "{shape:?}");
                 assert!(shapes.contains(&shape), "{shape:?}");
+                assert!(shape.num_seqs - num_seqs < STEP_MULTIPLE, "{shape:?}");
             }
         }
         assert!(shapes.len() < 200, "{}", shapes.len());

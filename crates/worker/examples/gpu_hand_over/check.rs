@@ -36,7 +36,8 @@ const fn member(role: Role, first_gpu: usize, parallel: Parallel) -> Member {
     Member { role, first_gpu, parallel, max_num_batched_tokens: 256 }
 }
 
-pub(crate) fn run() -> Outcome<()> {
+/// Makes the model that is checked.
+pub(crate) fn model() -> Outcome<Checkpoint> {
     let folder = std::env::temp_dir().join("stallfree-hand-over");
     let overrides = json!({
         "head_dim": 64, "num_attention_heads": 8, "num_key_value_heads": NUM_HEADS,
@@ -45,7 +46,10 @@ pub(crate) fn run() -> Outcome<()> {
     let model =
         TinyModel { dtype: WeightType::F16, overrides, ..TinyModel::new("LlamaForCausalLM") };
     model.write(&folder)?;
-    let checkpoint = Checkpoint::open(&folder)?;
+    Ok(Checkpoint::open(&folder)?)
+}
+
+pub(crate) fn run(checkpoint: &Checkpoint) -> Outcome<()> {
     let whole = split(1, 1);
     let mut cases = vec![("one GPU, 1 x 1, then 1 x 1", (0, whole), (0, whole))];
     let num_gpus = stallfree_device::probe().gpus.len();
@@ -58,16 +62,16 @@ pub(crate) fn run() -> Outcome<()> {
             ("PP 2, then TP 2", (0, split(1, 2)), (0, split(2, 1))),
         ]);
     }
-    let alone = generate(&checkpoint, &[member(Role::Mixed, 0, whole)], &SETTINGS, false)?;
+    let alone = generate(checkpoint, &[member(Role::Mixed, 0, whole)], &SETTINGS, false)?;
     let distinct: std::collections::HashSet<_> = alone.iter().flatten().collect();
     println!("one instance alone draws {} different tokens", distinct.len());
     for (what, prefill, decode) in cases {
         let members =
             [member(Role::Prefill, prefill.0, prefill.1), member(Role::Decode, decode.0, decode.1)];
-        bytes(&checkpoint, &members).map_err(|error| format!("{what}: {error}"))?;
-        let copied = generate(&checkpoint, &members, &SETTINGS, false)?;
+        bytes(checkpoint, &members).map_err(|error| format!("{what}: {error}"))?;
+        let copied = generate(checkpoint, &members, &SETTINGS, false)?;
         let host = Settings { through_host: true, ..SETTINGS };
-        let through_host = generate(&checkpoint, &members, &host, false)?;
+        let through_host = generate(checkpoint, &members, &host, false)?;
         let same = |tokens: &[Vec<TokenId>]| {
             tokens.iter().zip(&alone).filter(|(these, those)| these == those).count()
         };
@@ -81,7 +85,7 @@ pub(crate) fn run() -> Outcome<()> {
         }
         // Two instances whose ranks wait for each other must not compute at once on the same GPUs.
         if prefill.1 == whole || decode.1 == whole {
-            let at_once = generate(&checkpoint, &members, &SETTINGS, true)?;
+            let at_once = generate(checkpoint, &members, &SETTINGS, true)?;
             print!(", {} with all at once", same(&at_once));
         }
         println!();

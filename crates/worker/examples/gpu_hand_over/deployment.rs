@@ -1,12 +1,13 @@
 //! Engines on GPUs, of which some prefill and others decode.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use stallfree_cluster::{Role, Start};
+use stallfree_cluster::{Cluster, ClusterConfig, DispatchConfig, GateConfig, Role, Start};
 use stallfree_core::{
-    BlockId, Clock as _, Executor as _, InstanceId, KvFetch, KvGeometry, KvLease, LeaseBook,
-    LeaseId, Request, SamplingParams, Slo, StopRules, Time, TokenId, WallClock, lock,
+    BlockId, Clock, Executor as _, InstanceId, KvFetch, KvGeometry, KvLease, LeaseBook, LeaseId,
+    Request, SamplingParams, Slo, StopRules, Time, TokenId, WallClock, lock,
 };
 use stallfree_engine::{Engine, EngineInfo, StepObserver, StepRecord};
 use stallfree_models::{Checkpoint, LoadOptions};
@@ -64,6 +65,10 @@ impl KvPort for ThroughHost {
     }
 }
 
+pub(crate) fn kernel_cache() -> PathBuf {
+    std::env::temp_dir().join("stallfree-kernels")
+}
+
 pub(crate) fn executor(
     checkpoint: &Checkpoint,
     member: &Member,
@@ -74,7 +79,7 @@ pub(crate) fn executor(
         nodes: None,
         peer_memory: true,
         first_gpu: member.first_gpu,
-        kernel_cache: std::env::temp_dir().join("stallfree-kernels"),
+        kernel_cache: kernel_cache(),
         ampere_path: false,
         block_size: BLOCK_SIZE,
         kv_size: KvSize::Blocks(settings.num_blocks),
@@ -155,7 +160,7 @@ impl Executors {
     }
 }
 
-fn engine(
+pub(crate) fn engine(
     executor: ThreadExecutor,
     member: &Member,
     settings: &Settings,
@@ -179,6 +184,17 @@ fn engine(
     };
     let planner = Planner::new(config, kv, "sarathi")?;
     Ok(Engine::new(planner, Box::new(executor), Some(Box::new(log.clone())), info))
+}
+
+/// Lets instances serve, each on a thread, with others that join at the gate, if there is one.
+pub(crate) fn spawn(
+    instances: Vec<Start>,
+    clock: Arc<dyn Clock>,
+    gate: Option<GateConfig>,
+) -> Outcome<Cluster> {
+    let dispatch = stallfree_cluster::build(&DispatchConfig::default())?;
+    let config = ClusterConfig { dispatch, clock, max_waiting: 1024, gate };
+    Ok(Cluster::spawn(instances, config)?)
 }
 
 /// Asks for `max_tokens` tokens, drawn from all: they differ as soon as logits do.

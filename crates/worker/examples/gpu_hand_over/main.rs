@@ -4,11 +4,15 @@
 //! - `gpu_hand_over check`: blocks of ranks that are split in different ways, byte by byte; a tiny model on two instances: tokens are
 //!   those of KV that goes through the host's memory and, split alike, those of one instance alone. What is copied under a lease that has
 //!   ended is refused.
+//! - `gpu_hand_over lose GPU`: one of two GPUs traps while sequences decode, 0 where they prefill or 1 where they decode, and takes its
+//!   process with it; every stream goes on in the other process, and with the right tokens.
 //! - `gpu_hand_over measure FOLDER`: the model whose config.json is in FOLDER, with random weights; one instance prefills, one decodes.
 #![expect(clippy::print_stdout, reason = "a check for people to run and read")]
 
+mod apart;
 mod check;
 mod deployment;
+mod lose;
 mod measure;
 mod splits;
 
@@ -23,7 +27,11 @@ fn main() -> Outcome<()> {
     match args[..] {
         ["check"] => {
             splits::run()?;
-            check::run()
+            check::run(&check::model()?)
+        }
+        ["lose", gpu] => lose::run(&check::model()?, gpu.parse()?),
+        ["join", port, role, gpu] => {
+            lose::join(&check::model()?, port.parse()?, role, gpu.parse()?)
         }
         ["measure", folder] => measure::run(Path::new(folder)),
         _ => Err("see the head of crates/worker/examples/gpu_hand_over/main.rs".into()),

@@ -4,14 +4,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use stallfree_cluster::{Cluster, ClusterConfig, DispatchConfig, Role};
+use stallfree_cluster::{Cluster, Role};
 use stallfree_core::{BlockId, Clock, SeqId, TokenId, WallClock};
 use stallfree_engine::{EngineHandle as _, OutputStream, SeqOutput, StepRecord};
 use stallfree_models::{Checkpoint, ModelConfig};
 use stallfree_worker::Parallel;
 
 use crate::Outcome;
-use crate::deployment::{BLOCK_SIZE, Executors, Member, Settings, StepLog, prompt, request};
+use crate::deployment::{BLOCK_SIZE, Executors, Member, Settings, StepLog, prompt, request, spawn};
 
 const PROMPT: usize = 4096;
 /// Sequences that decode all the time. With those that come and go, steps are filled up to the same 64.
@@ -85,15 +85,9 @@ fn measure(checkpoint: &Checkpoint, case: &Case) -> Outcome<()> {
     }
     let instances = executors.into_instances(&members, &case.settings, &logs)?;
     let clock: Arc<dyn Clock> = Arc::new(WallClock::start());
-    let config = ClusterConfig {
-        dispatch: stallfree_cluster::build(&DispatchConfig::default())?,
-        clock: Arc::clone(&clock),
-        max_waiting: 1024,
-        gate: None,
-    };
     let [_, decode] = logs;
     let vocab_size = checkpoint.config().vocab_size;
-    let cluster = Cluster::spawn(instances, config)?;
+    let cluster = spawn(instances, Arc::clone(&clock), None)?;
     let mut running = Running { cluster, clock, decode, vocab_size, num_prompts: 0 };
     let bytes = PROMPT.div_ceil(BLOCK_SIZE) as f64 * block_bytes;
     running.idle(bytes, if case.settings.through_host { 2 } else { 20 })?;

@@ -3,7 +3,9 @@
 use stallfree_comm::Part;
 use stallfree_device::Dtype;
 use stallfree_kernels::WeightType;
-use stallfree_kernels::cuda::{ActivationBytes, CudaBackend, CudaConfig, DECODE_SCRATCH_BYTES};
+use stallfree_kernels::cuda::{
+    ActivationBytes, CudaBackend, CudaConfig, DECODE_SCRATCH_BYTES, STEP_MULTIPLE,
+};
 use stallfree_models::{DtypeChoice, Model, ModelConfig};
 
 use super::CudaWorkerConfig;
@@ -55,7 +57,7 @@ pub(super) fn backend_config(
 ) -> CudaConfig {
     let dtype = cuda_dtype(model, dtype);
     // Batches of single tokens are filled up to numbers for which steps are recorded.
-    let max_tokens = config.max_tokens.next_multiple_of(32);
+    let max_tokens = config.max_tokens.next_multiple_of(STEP_MULTIPLE);
     CudaConfig {
         ordinal,
         dtype,
