@@ -109,10 +109,14 @@ fn over_scale(groups: &[Group], config: &AttainmentConfig, rate: f64) -> Chart {
             .points
             .iter()
             .min_by(|(a, _), (b, _)| (a - rate).abs().total_cmp(&(b - rate).abs()));
-        let Some((_, requests)) = nearest else { continue };
+        let Some((nearest, requests)) = nearest else { continue };
+        let name = match (nearest - rate).abs() < 1e-9 {
+            true => group.name.clone(),
+            false => format!("{} at {nearest:.3}", group.name),
+        };
         let at = |&scale: &f64| (scale, attained(requests, config.slo.scaled(scale)));
         let curve: Vec<_> = scales.iter().map(at).collect();
-        chart.series.extend(lines(&group.name, color, &curve));
+        chart.series.extend(lines(&name, color, &curve));
         let both: Vec<_> = curve.iter().map(|(scale, a)| (*scale, a.both)).collect();
         if let Crossing::At(scale) = crossing(&both, config.target) {
             chart.marks.push(mark(scale, config, color));
@@ -228,5 +232,17 @@ mod tests {
         check(&[0.1, 2.0], &["0.29", "0.48"], "0.100");
         check(&[0.1], &[], "0.100");
         check(&[3.0, 4.0], &[], "3.000");
+    }
+
+    #[test]
+    fn who_has_no_point_at_the_scaled_rate_says_which_it_shows() {
+        let groups = [group("slow", 1.0, &[0.5, 1.0]), group("fast", 2.0, &[2.0])];
+        let slo = Slo { ttft: 1.0, tpot: 0.1 };
+        let config =
+            AttainmentConfig { slo, target: 0.9, scales: vec![1.0], scale_rate: Some(1.0) };
+        let figure = attainment(&groups, &config, "");
+        let names: Vec<&str> = figure.charts[1].series.iter().map(|series| &*series.name).collect();
+        assert_eq!(names[0], "slow");
+        assert_eq!(names[3], "fast at 2.000");
     }
 }
