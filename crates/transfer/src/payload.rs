@@ -1,5 +1,6 @@
 //! Blocks' contents, and how to cut them anew.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 /// Which part of a model's KV a cache holds.
@@ -49,8 +50,20 @@ impl KvPayload {
     ///
     /// # Errors
     /// Something of it is missing, or pieces have another size: another block size, head dimension, element type or device.
-    pub fn cut(&self, part: &KvPart, piece: usize, num_blocks: usize) -> Result<Vec<u8>, String> {
-        let mut bytes = Vec::with_capacity(num_blocks * part.num_pieces() * piece);
+    pub fn cut(
+        &self,
+        part: &KvPart,
+        piece: usize,
+        num_blocks: usize,
+    ) -> Result<Cow<'_, [u8]>, String> {
+        let len = num_blocks * part.num_pieces() * piece;
+        // Split alike, nothing has to be cut.
+        let alike =
+            |from: &&KvBytes| (&from.part, from.piece, from.bytes.len()) == (part, piece, len);
+        if let Some(whole) = self.parts.iter().find(alike) {
+            return Ok(Cow::Borrowed(&whole.bytes));
+        }
+        let mut bytes = Vec::with_capacity(len);
         for block in 0..num_blocks {
             for layer in part.layers.clone() {
                 for head in part.heads.clone() {
@@ -58,7 +71,7 @@ impl KvPayload {
                 }
             }
         }
-        Ok(bytes)
+        Ok(Cow::Owned(bytes))
     }
 
     fn piece(
@@ -84,6 +97,8 @@ impl KvPayload {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::borrow::Cow;
+
     use super::{KvBytes, KvPart, KvPayload};
 
     pub(crate) const LAYERS: usize = 5;
@@ -124,7 +139,8 @@ pub(crate) mod tests {
             let payload = KvPayload { parts: parts_sent };
             for to in splits {
                 for part in parts(to.0, to.1) {
-                    assert_eq!(payload.cut(&part, 2, BLOCKS), Ok(bytes(&part)), "{from:?} {to:?}");
+                    let cut = payload.cut(&part, 2, BLOCKS).map(Cow::into_owned);
+                    assert_eq!(cut, Ok(bytes(&part)), "{from:?} {to:?}");
                 }
             }
         }

@@ -18,7 +18,8 @@ use stallfree_kernels::{Backend, Choice};
 use stallfree_transfer::{Copier, KvMemory, Ports, RankMemory, Stuck};
 
 use crate::in_flight::InFlight;
-use crate::kv_port::{Fetches, RankPort, Ranks, Reading, Writing};
+use crate::kv_port::{Fetches, RankPort, Ranks};
+use crate::movers::{Move, Movers};
 use crate::nodes::{hear_all, tell_all};
 use crate::step_times::StepTimes;
 use crate::watchdog::{Breaker, Wait, Watch};
@@ -37,6 +38,8 @@ pub struct ThreadExecutor {
     vocab_size: usize,
     /// To each rank; gone when the executor ends.
     ranks: Ranks,
+    /// Who copies blocks on their way from and to others.
+    movers: Movers,
     /// The ranks' caches, if all of them are where others can copy from; until the executor joins others.
     memory: Option<Vec<RankMemory>>,
     fetches: Fetches,
@@ -69,10 +72,8 @@ pub(crate) type SharedWaker = Arc<Mutex<Option<Waker>>>;
 pub(crate) enum Work {
     /// A batch, and when it came.
     Step(Arc<Batch>, Time),
-    /// Copies blocks out, for another instance.
-    Read(Arc<Reading>),
-    /// Copies blocks in, from another instance.
-    Write(Arc<Writing>),
+    /// Copies blocks for another instance, or from one.
+    Move(Move),
 }
 
 /// A batch that was started.
@@ -122,11 +123,13 @@ impl ThreadExecutor {
         let num_stages = runners.first().map_or(1, |runner| runner.part().stage.of);
         let max_in_flight = if num_stages > 1 { num_stages } else { B::MAX_IN_FLIGHT };
         let (sender, outcomes) = channel();
+        let ranks = Ranks::default();
         let mut this = Self {
             geometry,
             max_in_flight,
             vocab_size: runners.first().map_or(0, Runner::vocab_size),
-            ranks: Ranks::default(),
+            movers: Movers::Ranks(Arc::clone(&ranks)),
+            ranks,
             memory: runners.iter().map(Runner::kv_memory).collect(),
             fetches: Fetches::default(),
             held: Vec::new(),
@@ -268,20 +271,41 @@ impl ThreadExecutor {
         let stuck: Stuck = Arc::new(move |reason| {
             outbox.put(Err(ExecutorError { batch: BatchId(0), reason }));
         });
-        let copier = self.memory.take().and_then(|ranks| start_copier(ranks, &stuck));
+        let memory = self.memory.take().filter(|ranks| !ranks.is_empty());
+        self.start_movers(memory.as_deref().unwrap_or_default());
+        let copier = memory.and_then(|ranks| start_copier(ranks, &stuck));
         let memory = copier
             .as_ref()
             .map(|copier| KvMemory { ranks: Arc::clone(copier.ranks()), leases: leases.clone() });
-        let (ranks, num_blocks) = (Arc::clone(&self.ranks), self.geometry.num_blocks);
-        let port = RankPort { instance, ranks, leases, num_blocks, memory };
+        let (movers, num_blocks) = (self.movers.clone(), self.geometry.num_blocks);
+        let port = RankPort { instance, movers, leases, num_blocks, memory };
         ports.open(instance, Arc::new(port));
         self.fetches.join(ports.clone(), instance, copier);
+    }
+
+    /// Lets threads of their own copy blocks out of these caches and into them. Without them, the ranks do it between their steps.
+    fn start_movers(&mut self, memory: &[RankMemory]) {
+        if memory.is_empty() {
+            return;
+        }
+        match Movers::start(memory) {
+            Ok((movers, threads)) => {
+                self.movers = movers;
+                self.threads.extend(threads);
+            }
+            Err(error) => tracing::warn!(%error, "KV is copied between steps"),
+        }
+    }
+
+    /// Returns whether what this fetches is written beside the steps, and not between them.
+    fn is_beside_steps(&self, fetch: &KvFetch) -> bool {
+        self.movers.are_beside_steps() || self.fetches.is_direct(fetch)
     }
 
     /// Starts what had to wait for a batch.
     fn start_held(&mut self, done: BatchId) {
         for (_, fetch) in self.held.extract_if(.., |(batch, _)| *batch == done) {
-            if let Err(reason) = self.fetches.start(&fetch, &self.ranks, &self.waker) {
+            if let Err(reason) = self.fetches.start(&fetch, &self.movers, &self.waker) {
                 self.fetches.fail(fetch.seq, reason, &self.waker);
             }
         }
@@ -295,9 +319,6 @@ impl ThreadExecutor {
 
 /// Starts what copies from others' memory; without it, blocks go through the host's. `stuck` hears of a copy that does not end.
 fn start_copier(ranks: Vec<RankMemory>, stuck: &Stuck) -> Option<Copier> {
-    if ranks.is_empty() {
-        return None;
-    }
     Copier::start(ranks, stuck)
         .inspect_err(|error| tracing::warn!(%error, "KV is not copied from GPU to GPU"))
         .ok()
@@ -315,8 +336,7 @@ fn submit_all<B: Backend>(
         let done = match work {
             Work::Step(batch, at) => guarded(batch.id, || runner.submit(&batch))
                 .map(|submitted| start.send(Started { batch: batch.id, at, submitted }).is_ok()),
-            Work::Read(reading) => beside_steps(|| reading.take_part(&mut runner)),
-            Work::Write(writing) => beside_steps(|| writing.take_part(&mut runner)),
+            Work::Move(part) => beside_steps(|| part.take_part(&mut runner)),
         };
         match done {
             Ok(true) => {}
@@ -413,11 +433,11 @@ impl Executor for ThreadExecutor {
     fn fetch(&mut self, fetch: KvFetch, _now: Time) -> Result<(), String> {
         let mut newest_first = self.in_flight.iter().rev();
         match newest_first.find(|batch| batch.writes_any(&fetch.blocks)) {
-            Some(batch) if self.fetches.is_beside_steps(&fetch) => {
+            Some(batch) if self.is_beside_steps(&fetch) => {
                 self.held.push((batch.id, fetch));
                 Ok(())
             }
-            _ => self.fetches.start(&fetch, &self.ranks, &self.waker),
+            _ => self.fetches.start(&fetch, &self.movers, &self.waker),
         }
     }
 
@@ -445,6 +465,7 @@ impl Executor for ThreadExecutor {
 impl Drop for ThreadExecutor {
     fn drop(&mut self) {
         self.fetches.leave();
+        self.movers.stop();
         self.watchdog = None;
         lock(&self.ranks).clear(); // ends the workers' loops, and those the collectors'
         let _in_time = self.breaker.pull_later();

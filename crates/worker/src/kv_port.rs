@@ -1,20 +1,20 @@
 //! Blocks on their way from one executor to another.
 //!
-//! Between GPUs of this process that reach each other, the ranks that want them copy them out themselves, beside all steps. Else all ranks
-//! of the one copy them out and all of the other copy them in. Both then happen between steps, in the order of everything else that a
-//! rank does: what is read is what the steps before have left, and steps to come see what was written.
+//! Between GPUs of this process that reach each other, the ranks that want them copy them out themselves, beside all steps. Else
+//! all ranks of the one are copied out of and all of the other into: of GPUs also beside the steps, on threads of their own; on CPUs by the
+//! ranks between their steps, in the order of everything else that a rank does: what is read is what the steps before have left, and steps to
+//! come see what was written.
 
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 
 use stallfree_core::{BlockId, InstanceId, KvFetch, LeaseBook, LeaseId, SeqId, lock};
-use stallfree_kernels::Backend;
 use stallfree_transfer::{
     Copier, Countdown, Deliver, KvBytes, KvCopy, KvMemory, KvPayload, KvPort, Ports,
 };
 
-use crate::Runner;
 use crate::executor::{SharedWaker, Work};
+use crate::movers::{KvStore, Move, Movers};
 
 /// The way to an executor's ranks; empty once it ends.
 pub(crate) type Ranks = Arc<Mutex<Vec<Sender<Work>>>>;
@@ -23,7 +23,7 @@ pub(crate) type Ranks = Arc<Mutex<Vec<Sender<Work>>>>;
 #[derive(Debug)]
 pub(crate) struct RankPort {
     pub(crate) instance: InstanceId,
-    pub(crate) ranks: Ranks,
+    pub(crate) movers: Movers,
     pub(crate) leases: LeaseBook,
     /// How many blocks there are.
     pub(crate) num_blocks: usize,
@@ -46,19 +46,16 @@ impl KvPort for RankPort {
                 "{wanted} blocks were asked for of instance {instance}, which has {num_blocks}"
             )));
         }
-        let ranks = lock(&self.ranks);
         let gone = format!("instance {} is lost", self.instance);
-        let reading = Arc::new(Reading {
-            instance: self.instance,
-            lease,
-            leases: self.leases.clone(),
-            blocks: blocks.iter().map(|block| block.0).collect(),
-            parts: Countdown::new(ranks.len(), gone, deliver),
+        self.movers.share(|num_ranks| {
+            Move::Read(Arc::new(Reading {
+                instance: self.instance,
+                lease,
+                leases: self.leases.clone(),
+                blocks: blocks.iter().map(|block| block.0).collect(),
+                parts: Countdown::new(num_ranks, gone, deliver),
+            }))
         });
-        for rank in ranks.iter() {
-            // A rank that is gone takes its share of the reading with it.
-            drop(rank.send(Work::Read(Arc::clone(&reading))));
-        }
     }
 
     fn memory(&self) -> Option<&KvMemory> {
@@ -77,23 +74,23 @@ pub(crate) struct Reading {
 
 impl Reading {
     /// Copies a rank's part out; the last one delivers.
-    pub(crate) fn take_part<B: Backend>(&self, runner: &mut Runner<B>) {
-        let part = runner.kv_part();
-        let read = self.read(runner);
+    pub(crate) fn take_part(&self, store: &mut impl KvStore) {
+        let read = self.read(store);
         self.parts.end_part(|payload| {
-            let gone = || format!("instance {} keeps it no more", self.instance);
-            let (piece, bytes) = read.ok_or_else(gone)?;
-            payload.parts.push(KvBytes { part, piece, bytes });
+            let (part, piece) = (store.part(), store.piece_bytes());
+            payload.parts.push(KvBytes { part, piece, bytes: read? });
             Ok(())
         });
     }
 
-    /// Steps and copies that are to write into the blocks come later on this thread, once the lease has ended; what others copy in
-    /// beside the steps shows in that.
-    fn read<B: Backend>(&self, runner: &mut Runner<B>) -> Option<(usize, Vec<u8>)> {
-        let holds = || self.leases.holds(self.lease).then_some(());
+    /// Whoever is to write into the blocks does so after the lease has ended: what is read counts if it lasts until the end.
+    fn read(&self, store: &mut impl KvStore) -> Result<Vec<u8>, String> {
+        let holds = || match self.leases.holds(self.lease) {
+            true => Ok(()),
+            false => Err(format!("instance {} keeps it no more", self.instance)),
+        };
         holds()?;
-        let read = runner.read_kv(&self.blocks);
+        let read = store.read(&self.blocks)?;
         holds().map(|()| read)
     }
 }
@@ -108,8 +105,9 @@ pub(crate) struct Writing {
 
 impl Writing {
     /// Copies a rank's part in; the last one tells.
-    pub(crate) fn take_part<B: Backend>(&self, runner: &mut Runner<B>) {
-        let written = runner.write_kv(&self.blocks, &self.payload);
+    pub(crate) fn take_part(&self, store: &mut impl KvStore) {
+        let pieces = self.payload.cut(&store.part(), store.piece_bytes(), self.blocks.len());
+        let written = pieces.and_then(|pieces| store.write(&self.blocks, &pieces));
         self.parts.end_part(|()| written);
     }
 }
@@ -156,8 +154,8 @@ impl Fetches {
         self.copier = copier;
     }
 
-    /// Returns whether what this fetches is copied beside the steps, and not between them.
-    pub(crate) fn is_beside_steps(&self, fetch: &KvFetch) -> bool {
+    /// Returns whether what this fetches is copied by no rank, but straight from another GPU.
+    pub(crate) fn is_direct(&self, fetch: &KvFetch) -> bool {
         let port = self.membership.as_ref().and_then(|(ports, _)| ports.get(fetch.lease.instance));
         port.is_some_and(|port| self.direct(fetch, &*port).is_some())
     }
@@ -192,7 +190,7 @@ impl Fetches {
     pub(crate) fn start(
         &self,
         fetch: &KvFetch,
-        ranks: &Ranks,
+        movers: &Movers,
         waker: &SharedWaker,
     ) -> Result<(), String> {
         let from = fetch.lease.instance;
@@ -212,19 +210,14 @@ impl Fetches {
             return Ok(());
         }
         let blocks = fetch.blocks.iter().map(|block| block.0).collect();
-        let ranks = Arc::clone(ranks);
+        let movers = movers.clone();
         let deliver = move |read: Result<KvPayload, String>| match read {
             Err(reason) => ended.add(seq, Err(reason)),
-            Ok(payload) => {
-                let ranks = lock(&ranks);
+            Ok(payload) => movers.share(|num_ranks| {
                 let tell = move |written| ended.add(seq, written);
-                let parts = Countdown::new(ranks.len(), "a rank is gone".to_owned(), tell);
-                let writing = Arc::new(Writing { payload, blocks, parts });
-                for rank in ranks.iter() {
-                    // If a rank is gone, so is the engine that would hear of it.
-                    drop(rank.send(Work::Write(Arc::clone(&writing))));
-                }
-            }
+                let parts = Countdown::new(num_ranks, "a rank is gone".to_owned(), tell);
+                Move::Write(Arc::new(Writing { payload, blocks, parts }))
+            }),
         };
         port.read(fetch.lease.id, fetch.sources(), Box::new(deliver));
         Ok(())
@@ -249,13 +242,14 @@ mod tests {
     use stallfree_transfer::KvPort;
 
     use super::{RankPort, Ranks};
+    use crate::movers::Movers;
 
     #[test]
     fn blocks_that_are_not_there_are_refused() {
         let leases = LeaseBook::default();
         let lease = leases.grant(SeqId(1));
-        let (instance, ranks) = (InstanceId(0), Ranks::default());
-        let port = RankPort { instance, ranks, leases, num_blocks: 4, memory: None };
+        let (instance, movers) = (InstanceId(0), Movers::Ranks(Ranks::default()));
+        let port = RankPort { instance, movers, leases, num_blocks: 4, memory: None };
         let check = |blocks: &[u32], words: &str| {
             let (sender, told) = channel();
             let blocks: Vec<BlockId> = blocks.iter().map(|&block| BlockId(block)).collect();

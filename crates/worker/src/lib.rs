@@ -6,6 +6,7 @@ mod exchange;
 mod executor;
 mod in_flight;
 mod kv_port;
+mod movers;
 mod nodes;
 mod ranks;
 mod runner;

@@ -10,7 +10,7 @@ use stallfree_comm::Part;
 use stallfree_core::{Batch, Chunk, PENDING_TOKEN, SampleSpec, SeqId, SeqMap, StepOutput, TokenId};
 use stallfree_kernels::{Backend, RaggedSeq, SampleRows, StepInputs, chosen_at};
 use stallfree_models::Model;
-use stallfree_transfer::{KvPart, KvPayload, RankMemory};
+use stallfree_transfer::{KvPart, RankMemory};
 
 use crate::submitted::{Purpose, SamplerError, Submitted};
 
@@ -83,19 +83,6 @@ impl<B: Backend> Runner<B> {
     /// Returns the KV cache, where others can copy from it and into it.
     pub(crate) fn kv_memory(&self) -> Option<RankMemory> {
         Some(RankMemory { part: self.kv_part(), cache: self.backend.device_kv()? })
-    }
-
-    /// Copies blocks out: the bytes of a piece, and the pieces.
-    pub(crate) fn read_kv(&mut self, blocks: &[u32]) -> (usize, Vec<u8>) {
-        (self.backend.kv_piece_bytes(), self.backend.read_kv(blocks))
-    }
-
-    /// Copies this rank's part into blocks.
-    pub(crate) fn write_kv(&mut self, blocks: &[u32], payload: &KvPayload) -> Result<(), String> {
-        let piece = self.backend.kv_piece_bytes();
-        let pieces = payload.cut(&self.kv_part(), piece, blocks.len())?;
-        self.backend.write_kv(blocks, &pieces);
-        Ok(())
     }
 
     /// Runs one step.

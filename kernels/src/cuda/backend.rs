@@ -23,9 +23,9 @@ use super::recordings::{Recording, Recordings, padded_context, padded_seqs, shap
 use super::step::{Padding, Staging, Step, tiles};
 use super::upload::WeightUpload;
 use super::{
-    CudaError, CudaKv, Epilogue, Gather, HeadShape, KvLayer, Operands, PagedAttentionDecode,
-    PagedAttentionPrefill, ProductShape, Products, QkNorms, RmsNorm, RopeKvWrite, Sample,
-    SampleOperands, SamplePart, SiluMul, Toolchain,
+    CudaError, CudaKv, CudaKvHost, Epilogue, Gather, HeadShape, KvLayer, Operands,
+    PagedAttentionDecode, PagedAttentionPrefill, ProductShape, Products, QkNorms, RmsNorm,
+    RopeKvWrite, Sample, SampleOperands, SamplePart, SiluMul, Toolchain,
 };
 use crate::{
     AttentionSpec, Backend, KernelError, KvSpec, QkNorm, SampleRows, StepInputs, StepShape,
@@ -318,6 +318,14 @@ impl CudaBackend {
         KvLayer { data: cache.all.slice(from, cache.all.len()), block_stride }
     }
 
+    /// Returns what copies blocks, once the steps before are done.
+    fn host_kv(&self) -> CudaKvHost {
+        must(self.tools.device.bind());
+        must(self.stream.synchronize());
+        let cache = must(self.device_kv().ok_or("blocks are copied before the KV cache was taken"));
+        must(CudaKvHost::new(cache))
+    }
+
     /// Steps of single tokens are filled up to a number for which they are recorded.
     fn padding(&self, inputs: &StepInputs) -> Padding {
         let num_rows = inputs.token_ids.len();
@@ -424,31 +432,11 @@ impl Backend for CudaBackend {
     }
 
     fn read_kv(&mut self, blocks: &[u32]) -> Vec<u8> {
-        must(self.tools.device.bind());
-        let cache =
-            must(self.cache.as_ref().ok_or("blocks are read before the KV cache was taken"));
-        let block = KvBlock::new(&cache.spec);
-        let mut stored = vec![0; block.bytes()];
-        let mut pieces = Vec::with_capacity(blocks.len() * block.bytes());
-        for &index in blocks {
-            let from = cache.all.slice(index as usize * block.bytes(), block.bytes());
-            must(self.stream.download(&mut stored, from));
-            block.take_apart(&stored, &mut pieces);
-        }
-        pieces
+        must(self.host_kv().read(blocks))
     }
 
     fn write_kv(&mut self, blocks: &[u32], pieces: &[u8]) {
-        must(self.tools.device.bind());
-        let cache =
-            must(self.cache.as_ref().ok_or("blocks are written before the KV cache was taken"));
-        let block = KvBlock::new(&cache.spec);
-        let mut stored = vec![0; block.bytes()];
-        for (&index, pieces) in blocks.iter().zip(pieces.chunks_exact(block.bytes())) {
-            block.put_together(pieces, &mut stored);
-            let to = cache.all.slice(index as usize * block.bytes(), block.bytes());
-            must(self.stream.upload(to, &stored));
-        }
+        must(self.host_kv().write(blocks, pieces));
     }
 
     fn begin_step(&mut self, inputs: &StepInputs) {

@@ -39,6 +39,11 @@ impl CudaKv {
         self.block.piece_bytes() / 2
     }
 
+    /// Returns how a block lies in memory.
+    pub(super) const fn layout(&self) -> KvBlock {
+        self.block
+    }
+
     /// Returns a block, `[layer, keys or values, head, token, element]`; an empty range if there is none of that number.
     #[must_use]
     pub fn block(&self, index: u32) -> DeviceSlice {

@@ -69,6 +69,7 @@ pub(crate) fn gate(checkpoint: &Checkpoint, ports: &Ports) -> Outcome<(GateConfi
         kv_address: reach.address(),
         neighbours: reach,
         wait_for: 1,
+        patience: Duration::from_secs(60),
     };
     Ok((gate, port))
 }

@@ -128,7 +128,7 @@ fn bytes(checkpoint: &Checkpoint, members: &[Member]) -> Outcome<()> {
         let payload = receiver.recv()??;
         let piece = payload.parts.first().ok_or("nothing came")?.piece;
         let all = KvPart { layers: 0..NUM_LAYERS, heads: 0..NUM_HEADS };
-        Ok((piece, payload.cut(&all, piece, blocks.len())?))
+        Ok((piece, payload.cut(&all, piece, blocks.len())?.into_owned()))
     };
     let (expected, found) = (read(0, there, &from)?, read(1, here, &to)?);
     if expected.1.iter().all(|&byte| byte == 0) || expected != found {

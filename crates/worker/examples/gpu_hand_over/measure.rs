@@ -42,7 +42,7 @@ pub(crate) fn run(folder: &Path) -> Outcome<()> {
         case([0, 1], 2048, SETTINGS, true),
         case([0, 0], 8192, shared, true),
         case([0, 1], 512, SETTINGS, false),
-        case([0, 1], 8192, host, false),
+        case([0, 1], 8192, host, true),
         case([0, 0], 2048, shared, false),
     ];
     let num_gpus = stallfree_device::probe().gpus.len();
@@ -90,7 +90,7 @@ fn measure(checkpoint: &Checkpoint, case: &Case) -> Outcome<()> {
     let cluster = spawn(instances, Arc::clone(&clock), None)?;
     let mut running = Running { cluster, clock, decode, vocab_size, num_prompts: 0 };
     let bytes = PROMPT.div_ceil(BLOCK_SIZE) as f64 * block_bytes;
-    running.idle(bytes, if case.settings.through_host { 2 } else { 20 })?;
+    running.idle(bytes, if case.settings.through_host { 5 } else { 20 })?;
     if case.steps {
         running.busy()?;
     }

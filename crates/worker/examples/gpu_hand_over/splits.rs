@@ -111,7 +111,7 @@ pub(crate) fn run() -> Outcome<()> {
             copied.recv()??;
             for rank in &mut targets {
                 let KvBytes { part, piece, bytes } = rank.read(&to);
-                if payload.cut(&part, piece, to.len())? != bytes {
+                if *payload.cut(&part, piece, to.len())? != *bytes {
                     return Err(format!("{there:?} to {here:?}: {part:?} differs").into());
                 }
             }
