@@ -6,7 +6,7 @@
 //!   ended is refused.
 //! - `gpu_hand_over lose GPU`: one of two GPUs traps while sequences decode, 0 where they prefill or 1 where they decode, and takes its
 //!   process with it; every stream goes on in the other process, and with the right tokens.
-//! - `gpu_hand_over measure FOLDER`: the model whose config.json is in FOLDER, with random weights; one instance prefills, one decodes.
+//! - `gpu_hand_over measure FOLDER [CASE]`: the model whose config.json is in FOLDER, with random weights; one instance prefills, one decodes.
 #![expect(clippy::print_stdout, reason = "a check for people to run and read")]
 
 mod apart;
@@ -33,7 +33,8 @@ fn main() -> Outcome<()> {
         ["join", port, role, gpu] => {
             lose::join(&check::model()?, port.parse()?, role, gpu.parse()?)
         }
-        ["measure", folder] => measure::run(Path::new(folder)),
+        ["measure", folder] => measure::run(Path::new(folder), None),
+        ["measure", folder, case] => measure::run(Path::new(folder), Some(case.parse()?)),
         _ => Err("see the head of crates/worker/examples/gpu_hand_over/main.rs".into()),
     }
 }

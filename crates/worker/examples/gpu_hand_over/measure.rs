@@ -31,7 +31,8 @@ struct Case {
     steps: bool,
 }
 
-pub(crate) fn run(folder: &Path) -> Outcome<()> {
+/// Measures all cases, or one of them.
+pub(crate) fn run(folder: &Path, only: Option<usize>) -> Outcome<()> {
     let checkpoint = Checkpoint::dummy(folder)?;
     let host = Settings { through_host: true, ..SETTINGS };
     let case = |gpus, chunk, settings, steps| Case { gpus, chunk, settings, steps };
@@ -46,8 +47,10 @@ pub(crate) fn run(folder: &Path) -> Outcome<()> {
         case([0, 0], 2048, shared, false),
     ];
     let num_gpus = stallfree_device::probe().gpus.len();
-    for case in cases.iter().filter(|case| case.gpus[1] < num_gpus) {
-        measure(&checkpoint, case)?;
+    for (index, case) in cases.iter().enumerate() {
+        if case.gpus[1] < num_gpus && only.is_none_or(|only| only == index) {
+            measure(&checkpoint, case)?;
+        }
     }
     Ok(())
 }
