@@ -44,6 +44,17 @@ const fn shared_bytes(heads: HeadShape) -> usize {
     WARPS * heads.group() * (2 + heads.head_dim) * 4
 }
 
+/// Returns the number of blocks up to `most` for each of `units` with at most `tiles` tiles, of which `slots` run at once.
+fn best_splits((units, tiles): (usize, usize), slots: usize, most: usize) -> usize {
+    let cost = |splits: usize| {
+        let (blocks, longest) = (units * splits, tiles.div_ceil(splits).next_multiple_of(WARPS));
+        let alike = blocks.div_ceil(slots) * (longest + WAVE_COST);
+        let spread = (blocks * (longest / 2 + WAVE_COST)).div_ceil(slots) + longest + WAVE_COST;
+        alike + spread
+    };
+    (1..=most).min_by_key(|&splits| cost(splits)).unwrap_or(1)
+}
+
 impl PagedAttentionDecode {
     pub(super) fn build(dtype: Dtype, heads: HeadShape) -> Result<Build, CudaError> {
         heads.check()?;
@@ -64,18 +75,16 @@ impl PagedAttentionDecode {
         Ok(Self { function, heads, slots: tools.device.props().num_sms * resident })
     }
 
-    /// Returns how many blocks should share a KV head of a sequence, within [`DECODE_SCRATCH_BYTES`], for `num_seqs` sequences of `context` tokens: the number that
-    /// ends soonest if a wave of blocks takes the time of its share and of `WAVE_COST` more tiles.
+    /// Returns how many blocks should share a KV head of a sequence, within [`DECODE_SCRATCH_BYTES`], for `num_seqs` sequences of at most
+    /// `context` tokens: the number that ends soonest on average of two cases. If all are that long, blocks run in waves, each of which
+    /// takes the time of its share and of `WAVE_COST` more tiles. If lengths are spread evenly, blocks take a slot when one is free, and
+    /// the last to begin may be the longest (Graham's bound).
     #[must_use]
     pub fn splits(&self, num_seqs: usize, context: usize) -> usize {
         let (units, tiles) = (num_seqs * self.heads.num_kv_heads, context.div_ceil(16));
-        let cost = |splits: usize| {
-            let share = tiles.div_ceil(splits).next_multiple_of(WARPS);
-            (units * splits).div_ceil(self.slots) * (share + WAVE_COST)
-        };
         let room = DECODE_SCRATCH_BYTES / self.split_bytes(num_seqs).max(1);
         let most = tiles.div_ceil(WARPS).min(256).min(room).max(1);
-        (1..=most).min_by_key(|&splits| cost(splits)).unwrap_or(1)
+        best_splits((units, tiles), self.slots, most)
     }
 
     const fn split_bytes(&self, num_seqs: usize) -> usize {
@@ -139,5 +148,27 @@ impl PagedAttentionDecode {
         ];
         // SAFETY: the arguments are the kernel's, and the lengths are checked above.
         Ok(unsafe { self.function.launch(stream, launch, &args) }?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::best_splits;
+
+    #[test]
+    fn blocks_are_even_where_lengths_are_not() {
+        // 132 multiprocessors with three blocks each, 8 KV heads: sequences, the longest context, blocks for each.
+        for (num_seqs, context, expected) in [
+            (1, 1024, 16),
+            (32, 1024, 3),
+            (128, 1024, 1),
+            (256, 1024, 2),
+            (64, 4096, 3),
+            // One block for each would end soonest if all were as long; one of 8,192 tokens takes three times as long as the rest.
+            (48, 8192, 8),
+        ] {
+            let splits = best_splits((num_seqs * 8, context / 16), 396, 256);
+            assert_eq!(splits, expected, "{num_seqs} of {context}");
+        }
     }
 }
