@@ -242,7 +242,7 @@ mod tests {
             AttainmentConfig { slo, target: 0.9, scales: vec![1.0], scale_rate: Some(1.0) };
         let figure = attainment(&groups, &config, "");
         let names: Vec<&str> = figure.charts[1].series.iter().map(|series| &*series.name).collect();
-        assert_eq!(names[0], "slow");
-        assert_eq!(names[3], "fast at 2.000");
+        assert!(names.contains(&"slow"), "{names:?}");
+        assert!(names.contains(&"fast at 2.000"), "{names:?}");
     }
 }
