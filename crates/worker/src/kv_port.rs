@@ -16,6 +16,10 @@ use stallfree_transfer::{
 use crate::executor::{SharedWaker, Work};
 use crate::movers::{KvStore, Move, Movers};
 
+/// Blocks that are read at once, where they go through the host's memory: while some are copied in, the next are copied out, and memory that
+/// has held some holds others.
+const BLOCKS_A_READ: usize = 16;
+
 /// The way to an executor's ranks; empty once it ends.
 pub(crate) type Ranks = Arc<Mutex<Vec<Sender<Work>>>>;
 
@@ -209,17 +213,23 @@ impl Fetches {
             copier.copy(copy, Box::new(move |copied| ended.add(seq, copied)));
             return Ok(());
         }
-        let blocks = fetch.blocks.iter().map(|block| block.0).collect();
-        let movers = movers.clone();
-        let deliver = move |read: Result<KvPayload, String>| match read {
-            Err(reason) => ended.add(seq, Err(reason)),
-            Ok(payload) => movers.share(|num_ranks| {
-                let tell = move |written| ended.add(seq, written);
-                let parts = Countdown::new(num_ranks, "a rank is gone".to_owned(), tell);
-                Move::Write(Arc::new(Writing { payload, blocks, parts }))
-            }),
-        };
-        port.read(fetch.lease.id, fetch.sources(), Box::new(deliver));
+        let reads = fetch.sources().chunks(BLOCKS_A_READ).zip(fetch.blocks.chunks(BLOCKS_A_READ));
+        let tell = move |all| ended.add(seq, all);
+        let reads_left = Countdown::new(reads.len(), "a read was dropped".to_owned(), tell);
+        let reads_left = Arc::new(reads_left);
+        for (there, here) in reads {
+            let blocks = here.iter().map(|block| block.0).collect();
+            let (movers, reads_left) = (movers.clone(), Arc::clone(&reads_left));
+            let deliver = move |read: Result<KvPayload, String>| match read {
+                Err(reason) => reads_left.end_part(|()| Err(reason)),
+                Ok(payload) => movers.share(|num_ranks| {
+                    let tell = move |written| reads_left.end_part(|()| written);
+                    let parts = Countdown::new(num_ranks, "a rank is gone".to_owned(), tell);
+                    Move::Write(Arc::new(Writing { payload, blocks, parts }))
+                }),
+            };
+            port.read(fetch.lease.id, there, Box::new(deliver));
+        }
         Ok(())
     }
 

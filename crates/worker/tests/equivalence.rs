@@ -58,10 +58,11 @@ fn executor(architecture: &str, parallel: Parallel, num_blocks: usize) -> Thread
     start_cpu(&checkpoint, &config, &LoadOptions::default()).unwrap().0
 }
 
+/// Some have more blocks than a read of KV takes at once.
 fn prompts() -> Vec<Vec<TokenId>> {
     let shared = |j: usize| (j * 7 % 250) as TokenId;
     let own = |i: usize, j: usize| ((i * 31 + j * 17 + i * j) % 250) as TokenId;
-    let prompt = |i: usize| (0..12).map(shared).chain((0..3 + i * 5 % 30).map(move |j| own(i, j)));
+    let prompt = |i: usize| (0..12).map(shared).chain((0..3 + i * 13 % 61).map(move |j| own(i, j)));
     (0..32).map(|i| prompt(i).collect()).collect()
 }
 
