@@ -16,9 +16,9 @@ use stallfree_transfer::{
 use crate::executor::{SharedWaker, Work};
 use crate::movers::{KvStore, Move, Movers};
 
-/// Blocks that are read at once, where they go through the host's memory: while some are copied in, the next are copied out, and memory that
-/// has held some holds others.
-const BLOCKS_A_READ: usize = 16;
+/// Blocks that are read at once, where they go through the host's memory: while some are copied in, the next are copied out. 16 MiB of
+/// Llama-3-8B: so much the allocator keeps and gives again, where more comes from the system anew each time, page by page.
+const BLOCKS_A_READ: usize = 8;
 
 /// The way to an executor's ranks; empty once it ends.
 pub(crate) type Ranks = Arc<Mutex<Vec<Sender<Work>>>>;
