@@ -22,9 +22,10 @@ pub(crate) const FAMILIES: &[Family] = &[
     ("decode_gemm", decode_gemms),
     (BLAS, blas_gemms),
     ("attention", attention),
-    ("sampling", sampling::check),
+    (SAMPLING, sampling::check),
 ];
 pub(crate) const BLAS: &str = "blas";
+pub(crate) const SAMPLING: &str = "sampling";
 
 /// What follows a product, and whether its result is single precision.
 const ENDS: [(Epilogue, bool); 3] =
