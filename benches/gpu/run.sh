@@ -56,7 +56,7 @@ for part in $parts; do
             step lose-prefill 120 "$here/gpu_hand_over" lose 0
             step lose-decode 120 "$here/gpu_hand_over" lose 1
         else
-            note "not run: ranks; they need two GPUs"
+            note "not run: ranks, and the loss of one of two GPUs; they need two GPUs"
         fi
         ;;
     accuracy)

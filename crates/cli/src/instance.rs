@@ -272,7 +272,8 @@ fn start_worker(
         }
     };
     if let Some(seat) = seat {
-        executor.join(&seat.ports, seat.instance, seat.leases.clone());
+        let joined = executor.join(&seat.ports, seat.instance, seat.leases.clone());
+        joined.context("KV can't be handed over")?;
     }
     let vocab_size = checkpoint.config().vocab_size;
     Ok(Started { executor: Box::new(executor), worker, model_len, vocab_size })

@@ -199,7 +199,11 @@ impl Ranks {
             // Compiles and loads every kernel, and times products, so that no request waits for it.
             let longest = config.max_tokens.min(kv.num_tokens());
             let ends = TIMED_ROWS.into_iter().filter(|&rows| rows < longest);
-            for num_tokens in ends.chain([longest.min(TIMED_ROWS[TIMED_ROWS.len() - 1])]) {
+            // Steps are filled up to the next timed number, for which there is memory.
+            let last = TIMED_ROWS.into_iter().find(|&rows| rows >= longest);
+            let last = last.filter(|&rows| rows <= kv.num_tokens());
+            let last = last.unwrap_or(longest.min(TIMED_ROWS[TIMED_ROWS.len() - 1]));
+            for num_tokens in ends.chain([last]) {
                 run_all(&mut runners, &probe(num_tokens, 0, kv.block_size))?;
             }
             let sizes = (model.hidden_size, model.vocab_size);

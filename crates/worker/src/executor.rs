@@ -266,13 +266,25 @@ impl ThreadExecutor {
     }
 
     /// Makes the executor one of a deployment's: others may read the blocks that are leased to them, and it may read theirs.
-    pub fn join(&mut self, ports: &Ports, instance: InstanceId, leases: LeaseBook) {
+    ///
+    /// # Errors
+    /// A GPU refuses a queue, the host page-locked memory, or the system a thread.
+    pub fn join(
+        &mut self,
+        ports: &Ports,
+        instance: InstanceId,
+        leases: LeaseBook,
+    ) -> std::io::Result<()> {
         let outbox = self.outbox(String::new());
         let stuck: Stuck = Arc::new(move |reason| {
             outbox.put(Err(ExecutorError { batch: BatchId(0), reason }));
         });
         let memory = self.memory.take().filter(|ranks| !ranks.is_empty());
-        self.start_movers(memory.as_deref().unwrap_or_default());
+        if let Some(memory) = &memory {
+            let (movers, threads) = Movers::start(memory)?;
+            self.movers = movers;
+            self.threads.extend(threads);
+        }
         let copier = memory.and_then(|ranks| start_copier(ranks, &stuck));
         let memory = copier
             .as_ref()
@@ -281,20 +293,7 @@ impl ThreadExecutor {
         let port = RankPort { instance, movers, leases, num_blocks, memory };
         ports.open(instance, Arc::new(port));
         self.fetches.join(ports.clone(), instance, copier);
-    }
-
-    /// Lets threads of their own copy blocks out of these caches and into them. Without them, the ranks do it between their steps.
-    fn start_movers(&mut self, memory: &[RankMemory]) {
-        if memory.is_empty() {
-            return;
-        }
-        match Movers::start(memory) {
-            Ok((movers, threads)) => {
-                self.movers = movers;
-                self.threads.extend(threads);
-            }
-            Err(error) => tracing::warn!(%error, "KV is copied between steps"),
-        }
+        Ok(())
     }
 
     /// Returns whether what this fetches is written beside the steps, and not between them.

@@ -16,8 +16,9 @@ use stallfree_transfer::{
 use crate::executor::{SharedWaker, Work};
 use crate::movers::{KvStore, Move, Movers};
 
-/// Blocks that are read at once, where they go through the host's memory: while some are copied in, the next are copied out. 16 MiB of
-/// Llama-3-8B: so much the allocator keeps and gives again, where more comes from the system anew each time, page by page.
+/// Blocks that are read at once where they are copied beside the steps: while some are copied in, the next are copied out. 16 MiB of
+/// Llama-3-8B: so much the allocator keeps and gives again, where more comes from the system anew each time, page by page. Ranks that
+/// copy between their steps get all at once, or there would be steps between the reads.
 const BLOCKS_A_READ: usize = 8;
 
 /// The way to an executor's ranks; empty once it ends.
@@ -213,7 +214,9 @@ impl Fetches {
             copier.copy(copy, Box::new(move |copied| ended.add(seq, copied)));
             return Ok(());
         }
-        let reads = fetch.sources().chunks(BLOCKS_A_READ).zip(fetch.blocks.chunks(BLOCKS_A_READ));
+        // The other side has a cache of the same kind.
+        let at_once = if movers.are_beside_steps() { BLOCKS_A_READ } else { fetch.blocks.len() };
+        let reads = fetch.sources().chunks(at_once).zip(fetch.blocks.chunks(at_once));
         let tell = move |all| ended.add(seq, all);
         let reads_left = Countdown::new(reads.len(), "a read was dropped".to_owned(), tell);
         let reads_left = Arc::new(reads_left);

@@ -246,7 +246,7 @@ fn deploy(case: &Case, instances: &[(Role, Parallel)]) -> ClusterReplay {
     let start = |(index, &(role, parallel)): (u32, &(Role, Parallel))| {
         let leases = LeaseBook::default();
         let mut executor = executor(case.architecture, parallel, case.num_blocks);
-        executor.join(&ports, InstanceId(index), leases.clone());
+        executor.join(&ports, InstanceId(index), leases.clone()).unwrap();
         let case = Case { parallel, max_num_seqs: 8, ..case.clone() };
         Start { engine: engine(&case, executor), role, leases }
     };

@@ -7,6 +7,9 @@ use super::{Build, CudaError, HeadShape, KvLayer, Toolchain, check_len};
 /// Warps of a block, each with its own keys.
 const WARPS: usize = 4;
 
+/// By how much batches of equal lengths count for more than those of lengths that are spread evenly.
+const ALIKE_WEIGHT: usize = 3;
+
 /// What starting and merging a wave of blocks costs, in tiles of 16 tokens.
 const WAVE_COST: usize = 6;
 
@@ -50,7 +53,7 @@ fn best_splits((units, tiles): (usize, usize), slots: usize, most: usize) -> usi
         let (blocks, longest) = (units * splits, tiles.div_ceil(splits).next_multiple_of(WARPS));
         let alike = blocks.div_ceil(slots) * (longest + WAVE_COST);
         let spread = (blocks * (longest / 2 + WAVE_COST)).div_ceil(slots) + longest + WAVE_COST;
-        alike + spread
+        ALIKE_WEIGHT * alike + spread
     };
     (1..=most).min_by_key(|&splits| cost(splits)).unwrap_or(1)
 }
@@ -76,7 +79,7 @@ impl PagedAttentionDecode {
     }
 
     /// Returns how many blocks should share a KV head of a sequence, within [`DECODE_SCRATCH_BYTES`], for `num_seqs` sequences of at most
-    /// `context` tokens: the number that ends soonest on average of two cases. If all are that long, blocks run in waves, each of which
+    /// `context` tokens: the number that ends soonest in two cases, weighed. If all are that long, blocks run in waves, each of which
     /// takes the time of its share and of `WAVE_COST` more tiles. If lengths are spread evenly, blocks take a slot when one is free, and
     /// the last to begin may be the longest (Graham's bound).
     #[must_use]
@@ -165,7 +168,9 @@ mod tests {
             (256, 1024, 2),
             (64, 4096, 3),
             // One block for each would end soonest if all were as long; one of 8,192 tokens takes three times as long as the rest.
-            (48, 8192, 8),
+            (48, 8192, 4),
+            (24, 8192, 8),
+            (8, 16_384, 12),
         ] {
             let splits = best_splits((num_seqs * 8, context / 16), 396, 256);
             assert_eq!(splits, expected, "{num_seqs} of {context}");

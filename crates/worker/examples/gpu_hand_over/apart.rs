@@ -99,7 +99,7 @@ pub(crate) fn run(
     })?;
     let leases = LeaseBook::default();
     let mut executor = executor(checkpoint, member, settings)?;
-    executor.join(&ports, joined.instance(), leases.clone());
+    executor.join(&ports, joined.instance(), leases.clone())?;
     let trap = Trap::set(member.first_gpu, &kernel_cache())?;
     std::thread::Builder::new().name("trap".to_owned()).spawn(move || {
         match std::io::stdin().lock().lines().next() {

@@ -107,7 +107,7 @@ impl Executors {
         for (index, member) in (0..).zip(members) {
             let (leases, instance) = (LeaseBook::default(), InstanceId(index));
             let mut executor = executor(checkpoint, member, settings)?;
-            executor.join(&this.ports, instance, leases.clone());
+            executor.join(&this.ports, instance, leases.clone())?;
             if let Some(port) = this.ports.get(instance).filter(|_| settings.through_host) {
                 this.ports.open(instance, Arc::new(ThroughHost(port)));
             }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use stallfree_core::TokenId;
 use stallfree_device::Dtype;
 use stallfree_kernels::cpu::{CpuBackend, CpuConfig, KvType};
-use stallfree_kernels::cuda::{ActivationBytes, CudaBackend, CudaConfig};
+use stallfree_kernels::cuda::{ActivationBytes, CudaBackend, CudaConfig, STEP_MULTIPLE};
 use stallfree_kernels::{Backend, RaggedSeq, StepInputs};
 use stallfree_models::{Checkpoint, DtypeChoice, LoadOptions, Model};
 
@@ -50,7 +50,7 @@ impl Forced<CudaBackend> {
         (dtype, ampere_path): (Dtype, bool),
         rooms: (usize, usize),
     ) -> Outcome<Self> {
-        let max_tokens = rooms.0.max(rooms.1).next_multiple_of(32);
+        let max_tokens = rooms.0.max(rooms.1).next_multiple_of(STEP_MULTIPLE);
         let config = checkpoint.config();
         let backend = CudaBackend::new(CudaConfig {
             ordinal: 0,
