@@ -14,7 +14,7 @@ use crate::directory::Place;
 use crate::waiting::{Waiting, WaitingList};
 use crate::{Directory, SeqView};
 
-/// After so long what waits is tried again, whatever has happened: predictions become certain as time goes by.
+/// After so long an instance's next report has what waits tried again, whatever it says: predictions become certain as time goes by.
 const RETRY: Duration = Duration::from_millis(50);
 
 /// The way to the engines.

@@ -61,18 +61,30 @@ impl Service<http::Request<Body>> for Instances {
     }
 }
 
-/// What somebody sends: not much, until it is let in.
+/// How many bytes are before a message: whether it is compressed, and, big-endian, how long it is.
+const PREFIX: usize = 5;
+
+/// What somebody sends: not much, until it is let in. Nor may its first message say that it is longer: room is made for what it says.
 fn limited(body: Body, is_in: Arc<AtomicBool>) -> impl HttpBody<Data = Bytes, Error = Status> {
     let mut left = MAX_HELLO_BYTES;
+    let mut prefix = Vec::with_capacity(PREFIX);
     let frames = BodyStream::new(body).map(move |frame| {
         let frame = frame?;
-        let num_bytes = frame.data_ref().map_or(0, Bytes::len);
+        let bytes = frame.data_ref().map_or(&[][..], |bytes| bytes);
         if !is_in.load(Ordering::Acquire) {
-            left = left.checked_sub(num_bytes).ok_or_else(|| {
-                Status::resource_exhausted(format!(
-                    "it says hello in more than {MAX_HELLO_BYTES} bytes"
-                ))
-            })?;
+            prefix.extend(bytes.iter().take(PREFIX - prefix.len()));
+            let announced = match prefix[..] {
+                [_, a, b, c, d] => u32::from_be_bytes([a, b, c, d]) as usize,
+                _ => 0,
+            };
+            left = left
+                .checked_sub(bytes.len())
+                .filter(|_| announced <= MAX_HELLO_BYTES)
+                .ok_or_else(|| {
+                    Status::resource_exhausted(format!(
+                        "it says hello in more than {MAX_HELLO_BYTES} bytes"
+                    ))
+                })?;
         }
         Ok(frame)
     });
@@ -99,5 +111,34 @@ impl StreamingService<FromInstance> for Joining {
             is_in.store(true, Ordering::Release);
             Ok(Response::new(ReceiverStream::new(orders)))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::{BodyStream, Full, StreamBody};
+    use tokio_stream::StreamExt as _;
+    use tonic::body::Body;
+    use tonic::codegen::Bytes;
+
+    use super::{MAX_HELLO_BYTES, limited};
+
+    /// Sends the beginning of a message that says to be `len` bytes long, in pieces; returns how many of them are passed on.
+    async fn num_passed_on(len: usize) -> usize {
+        let len = u32::try_from(len).expect("a short one").to_be_bytes();
+        let pieces = [&[0, len[0]][..], &len[1..], b"it begins"].map(Bytes::copy_from_slice);
+        let [first, second, third] = pieces.map(|piece| BodyStream::new(Full::new(piece)));
+        let body = Body::new(StreamBody::new(first.chain(second).chain(third)));
+        BodyStream::new(limited(body, Default::default()))
+            .take_while(Result::is_ok)
+            .fold(0, |count, _| count + 1)
+            .await
+    }
+
+    #[tokio::test]
+    async fn no_room_is_made_for_what_a_stranger_only_says() {
+        for (len, expected) in [(9, 3), (MAX_HELLO_BYTES, 3), (MAX_HELLO_BYTES + 1, 1)] {
+            assert_eq!(num_passed_on(len).await, expected, "{len}");
+        }
     }
 }
