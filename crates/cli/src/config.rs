@@ -74,6 +74,29 @@ pub(crate) struct Nodes {
     pub(crate) master: String,
 }
 
+impl Nodes {
+    /// Reads which processes there are; none if this one is alone.
+    ///
+    /// # Errors
+    /// It is not one of them, or could not find node 0.
+    pub(crate) fn of(cache: &CacheArgs) -> Result<Option<Self>> {
+        let CacheArgs { nnodes, node_rank, master_addr, master_port, .. } = cache;
+        if node_rank >= nnodes {
+            bail!("--node-rank {node_rank} is not below --nnodes {nnodes}");
+        }
+        if *nnodes == 1 {
+            return Ok(None);
+        }
+        if *node_rank > 0 && *master_port == 0 {
+            bail!(
+                "--master-port 0 with --node-rank {node_rank}: give the port that node 0 has taken; its log names it"
+            );
+        }
+        let master = format!("{master_addr}:{master_port}");
+        Ok(Some(Self { count: *nnodes, node: *node_rank, master }))
+    }
+}
+
 /// Where to compute.
 #[derive(Clone, Debug)]
 pub(crate) enum DeviceConfig {
@@ -319,24 +342,17 @@ fn scheduler_config(scheduler: &SchedulerArgs, cache: &CacheArgs) -> SchedulerCo
 
 /// Finds out which processes share the ranks.
 fn nodes(cache: &CacheArgs, parallel: Parallel, device: &DeviceConfig) -> Result<Option<Nodes>> {
-    let CacheArgs { nnodes, node_rank, master_addr, master_port, .. } = cache;
-    let ranks = parallel.world_size();
-    if node_rank >= nnodes {
-        bail!("--node-rank {node_rank} is not below --nnodes {nnodes}");
-    }
-    if *nnodes == 1 {
-        return Ok(None);
-    }
+    let Some(nodes) = Nodes::of(cache)? else { return Ok(None) };
+    let (nnodes, ranks) = (nodes.count, parallel.world_size());
     if device.is_simulated() {
         bail!("--nnodes {nnodes}: a simulation needs one process; leave it out");
     }
-    if !ranks.is_multiple_of(*nnodes) {
+    if !ranks.is_multiple_of(nnodes) {
         bail!(
             "--nnodes {nnodes} does not divide the {ranks} ranks of --tensor-parallel-size and --pipeline-parallel-size"
         );
     }
-    let master = format!("{master_addr}:{master_port}");
-    Ok(Some(Nodes { count: *nnodes, node: *node_rank, master }))
+    Ok(Some(nodes))
 }
 
 /// Decides where to compute: `auto` takes a GPU that has all it needs.

@@ -37,8 +37,8 @@ use members::Seat;
 /// How long processes wait for each other: some may have to load a model from far away first.
 const NODE_PATIENCE: Duration = Duration::from_secs(600);
 
-/// How long a node that does not start waits for node 0 to tell it, which may be looking for the model, too.
-const DECLINE_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a node that does not start waits for node 0 to tell it, which may be opening the model.
+const DECLINE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A running engine, what belongs to its model, and what starting it found.
 #[derive(Debug)]
@@ -357,11 +357,11 @@ fn cuda_worker(
     })
 }
 
-/// Tells node 0 why this node has no model.
+/// Tells node 0 why this node does not come.
 pub(crate) fn decline(nodes: &Nodes, error: &anyhow::Error) {
-    let Nodes { node, master, .. } = nodes;
+    let Nodes { count, node, master } = nodes;
     tracing::warn!("Telling node 0 at {master} that this node does not start: {error:#}");
-    stallfree_worker::decline(master, *node, &format!("{error:#}"), DECLINE_PATIENCE);
+    stallfree_worker::decline(master, (*node, *count), &format!("{error:#}"), DECLINE_PATIENCE);
 }
 
 /// Runs the ranks of a process other than the one that answers, until that one ends.

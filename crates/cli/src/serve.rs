@@ -10,7 +10,7 @@ use tokio::net::TcpSocket;
 use tokio::runtime::Runtime;
 
 use crate::args::ServeArgs;
-use crate::config::{DeploymentConfig, FrontConfig};
+use crate::config::{DeploymentConfig, FrontConfig, Nodes};
 use crate::environment::Environment;
 use crate::{instance, model_source, signals};
 
@@ -28,15 +28,12 @@ pub(crate) const FRONT_THREADS: &str = "stallfree-http";
 /// A flag, the port, the model or the machine doesn't allow it.
 pub(crate) fn run(args: &ServeArgs, environment: &Environment) -> Result<()> {
     let clock = WallClock::start();
+    if let Some(nodes) = Nodes::of(&args.engine.cache)?.filter(|nodes| nodes.node > 0) {
+        return run_node(args, &nodes, environment);
+    }
     let config = DeploymentConfig::resolve(&args.engine, &args.deployment, environment)?;
     let front = FrontConfig::resolve(&args.server, environment)?;
     let weights = config.base.weights;
-    if let Some(nodes) = config.base.nodes.as_ref().filter(|nodes| nodes.node > 0) {
-        let found = model_source::find(&args.engine.model, weights, environment);
-        let checkpoint = found.and_then(|found| instance::open(&found.path, weights));
-        let checkpoint = checkpoint.inspect_err(|error| instance::decline(nodes, error))?;
-        return instance::run_node(&checkpoint, &config.base);
-    }
     // A port that is taken shows now, not after minutes of loading.
     let socket = bind(&front)?;
     let found = model_source::find(&args.engine.model, weights, environment)?;
@@ -65,6 +62,18 @@ pub(crate) fn run(args: &ServeArgs, environment: &Environment) -> Result<()> {
     })?;
     tracing::info!("Stopped");
     Ok(())
+}
+
+/// Computes for node 0, which hears why if this node has no model or cannot run it.
+fn run_node(args: &ServeArgs, nodes: &Nodes, environment: &Environment) -> Result<()> {
+    let config = DeploymentConfig::resolve(&args.engine, &args.deployment, environment);
+    let found = config.and_then(|config| {
+        let weights = config.base.weights;
+        let found = model_source::find(&args.engine.model, weights, environment)?;
+        Ok((instance::open(&found.path, weights)?, config.base))
+    });
+    let (checkpoint, config) = found.inspect_err(|error| instance::decline(nodes, error))?;
+    instance::run_node(&checkpoint, &config)
 }
 
 /// Takes the port, but lets nobody connect before there is somebody to answer.

@@ -41,10 +41,12 @@ impl Drop for Writer {
 pub struct ControlReceiver(TcpStream);
 
 impl Control {
+    // For tests of those that talk to nodes.
     /// Makes the two ends of a connection within this process, as two nodes have it that have met.
     ///
     /// # Errors
     /// The system refuses a connection or a thread.
+    #[doc(hidden)]
     pub fn pair() -> io::Result<(Self, Self)> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let there = TcpStream::connect(listener.local_addr()?)?;

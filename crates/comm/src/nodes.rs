@@ -1,9 +1,11 @@
 //! Ranks in processes on several hosts: they meet at node 0's address, then every two ranks of different nodes have a connection.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _};
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
+
+use stallfree_core::{Clock as _, WallClock};
 
 use crate::control::Control;
 use crate::frame::{read_frame, write_frame};
@@ -12,9 +14,11 @@ use crate::{Mesh, NodeError};
 
 /// How often a node that is not there yet is tried again.
 const RETRY: Duration = Duration::from_millis(100);
+/// How long one attempt to connect may take: whoever is behind a filter never answers.
+const ATTEMPT: Duration = Duration::from_secs(5);
 /// How long a node may take to say who it is.
 const HELLO_PATIENCE: Duration = Duration::from_secs(5);
-/// What a node says in place of what it was started for if it does not come.
+/// What a node says in place of what it was started for if it does not come; of how many it is one follows, and why it doesn't.
 const DECLINES: &str = "declines: ";
 /// The first word of every connection: others knock at open ports, too.
 const GREETING: &[u8] = b"stallfree 1";
@@ -80,11 +84,11 @@ fn join_at(master: Option<TcpListener>, config: &NodeConfig) -> Result<Joined, N
     Ok(Joined { ranks: world.ranks, controls })
 }
 
-/// Tells node 0, at `master`, that `node` does not come, and why; in vain if node 0 is not there within `patience`.
-pub fn decline(master: &str, node: usize, reason: &str, patience: Duration) {
+/// Tells node 0, at `master`, that `node` of `num_nodes` does not come, and why; in vain if node 0 is not there within `patience`.
+pub fn decline(master: &str, (node, num_nodes): (usize, usize), reason: &str, patience: Duration) {
     let told = connect_in_time(master, patience).and_then(|mut stream| {
         write_frame(&mut stream, GREETING)?;
-        write_frame(&mut stream, format!("{node} 0 {DECLINES}{reason}").as_bytes())?;
+        write_frame(&mut stream, format!("{node} 0 {DECLINES}{num_nodes} {reason}").as_bytes())?;
         // It answers once it has read that.
         stream.set_read_timeout(Some(HELLO_PATIENCE))?;
         read_frame(&mut stream)
@@ -124,9 +128,16 @@ fn gather(listener: &TcpListener, config: &NodeConfig, port: u16) -> Result<Met,
             .map_err(|e| NodeError::io(format!("hear of node {}", missing + 1), e))?;
         // Whoever says something else is not one of ours.
         let Ok(hello) = read_hello(&mut stream) else { continue };
-        if let Some(reason) = hello.agreement.strip_prefix(DECLINES) {
+        if let Some((num_nodes, reason)) = hello.declines() {
+            let (node, reason) = (hello.node, reason.to_owned());
             let _told = write_frame(&mut stream, &[]);
-            return Err(NodeError::Declined { node: hello.node, reason: reason.to_owned() });
+            if num_nodes == config.num_nodes && matches!(hello.place(&others), Some(None)) {
+                return Err(NodeError::Declined { node, reason });
+            }
+            tracing::warn!(
+                "Node {node} of {num_nodes} at {from}, which is none of these, does not start: {reason}"
+            );
+            continue;
         }
         let refusal = hello.refusal(config, &others);
         let told = write_frame(&mut stream, refusal.as_deref().unwrap_or("").as_bytes());
@@ -183,17 +194,27 @@ fn report(config: &NodeConfig, port: u16) -> Result<Met, NodeError> {
 }
 
 fn connect_in_time(master: &str, patience: Duration) -> io::Result<TcpStream> {
-    let mut left = patience;
+    let clock = WallClock::start();
+    let left = || patience.saturating_sub(clock.now().since_start());
     loop {
-        match TcpStream::connect(master) {
+        match connect(master, left) {
             Ok(stream) => return Ok(stream),
-            Err(error) if left.is_zero() => return Err(error),
-            Err(_) => {
-                std::thread::sleep(RETRY.min(left));
-                left = left.saturating_sub(RETRY);
-            }
+            Err(error) if left().is_zero() => return Err(error),
+            Err(_) => std::thread::sleep(RETRY.min(left())),
         }
     }
+}
+
+/// Tries each address of a host once.
+fn connect(host: &str, left: impl Fn() -> Duration) -> io::Result<TcpStream> {
+    let mut failed = io::Error::from(io::ErrorKind::NotFound);
+    for address in host.to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, left().clamp(RETRY, ATTEMPT)) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
 }
 
 /// What a node says when it comes.
@@ -218,15 +239,25 @@ fn read_hello(stream: &mut TcpStream) -> io::Result<Hello> {
     Ok(Hello { node, port, agreement: word()?.to_owned() })
 }
 
+/// The other nodes, as far as they have come, and where their ranks are.
+type Others = [Option<(TcpStream, SocketAddr)>];
+
 impl Hello {
+    /// Returns of how many the node is one, and why it does not come, if it says so.
+    fn declines(&self) -> Option<(usize, &str)> {
+        let (num_nodes, reason) = self.agreement.strip_prefix(DECLINES)?.split_once(' ')?;
+        Some((num_nodes.parse().ok()?, reason))
+    }
+
+    /// Returns the node's place among the others, if it has one.
+    fn place<'a>(&self, others: &'a Others) -> Option<&'a Option<(TcpStream, SocketAddr)>> {
+        others.get(self.node.checked_sub(1)?)
+    }
+
     /// Returns why the node can't take part.
-    fn refusal(
-        &self,
-        config: &NodeConfig,
-        others: &[Option<(TcpStream, SocketAddr)>],
-    ) -> Option<String> {
+    fn refusal(&self, config: &NodeConfig, others: &Others) -> Option<String> {
         let node = self.node;
-        match node.checked_sub(1).and_then(|place| others.get(place)) {
+        match self.place(others) {
             None => Some(format!("--node-rank {node} is not below --nnodes {}", config.num_nodes)),
             Some(Some(_)) => Some(format!("there are two nodes with --node-rank {node}")),
             Some(None) if self.agreement != config.agreement => Some(format!(
@@ -352,8 +383,12 @@ fn send_all(mut stream: TcpStream, from: &Receiver<Vec<f32>>) {
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
+    use std::ffi::c_int;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsRawFd as _;
     use std::time::Duration;
+
+    use stallfree_core::{Clock as _, WallClock};
 
     use super::{Joined, NodeConfig, decline, join, join_at};
     use crate::{Lost, NodeError};
@@ -416,10 +451,35 @@ mod tests {
         let address = master.local_addr().expect("its address");
         let error = std::thread::scope(|scope| {
             let patience = Duration::from_secs(5);
-            scope.spawn(move || decline(&address.to_string(), 2, "no such model", patience));
+            scope.spawn(move || {
+                // Node 0 does not take the first two for its own.
+                for (node, reason) in [((9, 3), "9"), ((2, 4), "of 4"), ((2, 3), "no such model")] {
+                    decline(&address.to_string(), node, reason, patience);
+                }
+            });
             join_at(Some(master), &config(0, address.port(), "a model")).expect_err("2 declines")
         });
         assert_eq!(error.to_string(), "node 2 does not start: no such model");
+    }
+
+    // SAFETY: as POSIX has it; it takes two numbers and says what is wrong with them.
+    unsafe extern "C" {
+        safe fn listen(socket: c_int, backlog: c_int) -> c_int;
+    }
+
+    #[test]
+    fn a_host_that_answers_nothing_is_not_waited_for() {
+        let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        assert_eq!(listen(silent.as_raw_fd(), 0), 0);
+        let address = silent.local_addr().expect("its address");
+        // Whoever comes once the queue is full is not answered.
+        let knock = |_| TcpStream::connect_timeout(&address, Duration::from_millis(100));
+        let queue: Vec<TcpStream> = (0..16).map_while(|place| knock(place).ok()).collect();
+        assert!(queue.len() < 16, "the queue has an end");
+        let clock = WallClock::start();
+        decline(&address.to_string(), (1, 2), "no such model", Duration::from_millis(300));
+        let seconds = clock.now().since_start().as_secs();
+        assert!(seconds < 30, "it took {seconds} s");
     }
 
     #[test]

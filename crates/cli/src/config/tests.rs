@@ -79,6 +79,9 @@ fn what_can_not_work_is_said_before_anything_is_loaded() {
     }
     check("--device cpu --tensor-parallel-size 2 --nnodes 3", "does not divide the 2 ranks");
     check("--device cpu --tensor-parallel-size 2 --nnodes 2 --node-rank 2", "not below --nnodes 2");
+    let two_nodes = "--device cpu --tensor-parallel-size 2 --nnodes 2 --master-port 0";
+    resolve(two_nodes).expect("node 0 takes a free port");
+    check(&format!("{two_nodes} --node-rank 1"), "the port that node 0 has taken");
     check("--device sim:h100-sxm --tensor-parallel-size 2 --nnodes 2", "one process");
     check("--device sim:tpu", "h100-sxm");
     check("--device sim", "sim:h100-sxm");

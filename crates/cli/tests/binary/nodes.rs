@@ -102,17 +102,22 @@ fn requests_are_answered_with_an_error_once_a_process_died() {
 }
 
 #[test]
-fn a_process_without_the_model_ends_all_and_says_why() {
+fn a_process_that_can_not_start_ends_all_and_says_why() {
     let model = tiny_model();
-    let here = flags(0, 0, [2, 1]);
-    let here: Vec<&str> = here.iter().map(String::as_str).collect();
-    let mut server = Server::begin(model.path(), &here, None);
-    let port = server.wait_for_rest("Waiting for 1 more nodes at 127.0.0.1:");
     let nowhere = model.path().join("nowhere");
-    let mut other = Node::start(&nowhere, &flags(port.parse().expect("a port"), 1, [2, 1]));
-    let line = server.wait_for("node 1 does not start: ");
-    assert!(line.contains("nowhere"), "{line}");
-    assert_eq!((server.wait(), other.wait()), (Some(1), Some(1)));
+    let without_tokenizer = format!("--tokenizer={}", nowhere.display());
+    for (path, flag) in [(&*nowhere, None), (model.path(), Some(without_tokenizer))] {
+        let here = flags(0, 0, [2, 1]);
+        let here: Vec<&str> = here.iter().map(String::as_str).collect();
+        let mut server = Server::begin(model.path(), &here, None);
+        let port = server.wait_for_rest("Waiting for 1 more nodes at 127.0.0.1:");
+        let mut there = flags(port.parse().expect("a port"), 1, [2, 1]);
+        there.extend(flag);
+        let mut other = Node::start(path, &there);
+        let line = server.wait_for("node 1 does not start: ");
+        assert!(line.contains("nowhere"), "{line}");
+        assert_eq!((server.wait(), other.wait()), (Some(1), Some(1)));
+    }
 }
 
 #[test]
