@@ -66,7 +66,7 @@ impl Movers {
         let (mut senders, mut threads) = (Vec::new(), Vec::new());
         for (index, RankMemory { part, cache }) in ranks.iter().enumerate() {
             let host = CudaKvHost::new(cache.clone()).map_err(std::io::Error::other)?;
-            let mut store = HostStore { part: part.clone(), piece: 2 * cache.half_bytes(), host };
+            let mut store = HostStore { part: part.clone(), host };
             let (sender, moves) = channel::<Move>();
             let work = move || moves.iter().for_each(|next| next.take_part(&mut store));
             let name = format!("stallfree-mover-{index}");
@@ -83,18 +83,9 @@ impl Movers {
 
     /// Gives each of them its part of what `make` makes for so many.
     pub(crate) fn share(&self, make: impl FnOnce(usize) -> Move) {
-        // One that is gone takes its part of the work with it; the last part to be dropped tells.
         match self {
-            Self::Ranks(ranks) => {
-                let ranks = lock(ranks);
-                let work = Work::Move(make(ranks.len()));
-                ranks.iter().for_each(|rank| drop(rank.send(work.clone())));
-            }
-            Self::Beside(threads) => {
-                let threads = lock(threads);
-                let work = make(threads.len());
-                threads.iter().for_each(|thread| drop(thread.send(work.clone())));
-            }
+            Self::Ranks(ranks) => give_all(ranks, |count| Work::Move(make(count))),
+            Self::Beside(threads) => give_all(threads, make),
         }
     }
 
@@ -106,10 +97,17 @@ impl Movers {
     }
 }
 
+/// Gives each the same work, made for so many.
+fn give_all<T: Clone>(to: &Mutex<Vec<Sender<T>>>, make: impl FnOnce(usize) -> T) {
+    let to = lock(to);
+    let work = make(to.len());
+    // One that is gone takes its part of the work with it; the last part to be dropped tells.
+    to.iter().for_each(|one| drop(one.send(work.clone())));
+}
+
 /// A cache on a GPU, as a thread beside the steps sees it.
 struct HostStore {
     part: KvPart,
-    piece: usize,
     host: CudaKvHost,
 }
 
@@ -119,7 +117,7 @@ impl KvStore for HostStore {
     }
 
     fn piece_bytes(&self) -> usize {
-        self.piece
+        self.host.piece_bytes()
     }
 
     fn read(&mut self, blocks: &[u32]) -> Result<Vec<u8>, String> {

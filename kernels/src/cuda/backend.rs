@@ -85,6 +85,8 @@ pub struct CudaBackend {
     attention: HashMap<HeadShape, Attention>,
     /// This step's tiles of chunks, and for which heads.
     tiles: Option<(HeadShape, DeviceSlice, usize)>,
+    /// How many blocks share a head of a sequence in this step, for heads of this shape.
+    splits: Option<(HeadShape, usize)>,
     /// The rope whose table holds this step's angles.
     angles_of: Option<DeviceSlice>,
     host: Vec<f32>,
@@ -188,6 +190,7 @@ impl CudaBackend {
             norms: HashMap::new(),
             attention: HashMap::new(),
             tiles: None,
+            splits: None,
             angles_of: None,
             host: Vec::new(),
             recordings: Recordings::default(),
@@ -445,6 +448,7 @@ impl Backend for CudaBackend {
         self.activations.clear();
         self.angles_of = None;
         self.tiles = None;
+        self.splits = None;
         self.chosen.begin_step();
         let padding = self.padding(inputs);
         let step = self.staging.upload(&self.stream, self.inputs, inputs, padding);
@@ -543,7 +547,11 @@ impl Backend for CudaBackend {
         let settings = (spec.scale, spec.sliding_window);
         let kernels = &self.attention[&heads];
         if let Some((mut batch, context)) = step.singles() {
-            batch.splits = kernels.decode.splits(batch.num_seqs, padded_context(context));
+            batch.splits = match self.splits {
+                Some((for_heads, splits)) if for_heads == heads => splits,
+                _ => kernels.decode.splits(batch.num_seqs, padded_context(context)),
+            };
+            self.splits = Some((heads, batch.splits));
             let (partial, counters) = kernels.decode.scratch_bytes(batch.num_seqs, batch.splits);
             let partial = must(self.activations.take_bytes(partial));
             let counters = self.counters.slice(0, counters);

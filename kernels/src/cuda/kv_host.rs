@@ -31,6 +31,12 @@ impl CudaKvHost {
         })
     }
 
+    /// Returns how many bytes a head's keys and values of a layer take in a block.
+    #[must_use]
+    pub const fn piece_bytes(&self) -> usize {
+        self.cache.layout().piece_bytes()
+    }
+
     /// Copies blocks out: `[block, layer, head]` pieces, each a head's keys, then its values.
     ///
     /// # Errors
