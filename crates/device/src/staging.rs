@@ -54,16 +54,16 @@ impl Upload {
         self.push_with(stream, dst, |staged| staged.copy_from_slice(bytes))
     }
 
-    /// Does the same with bytes that `write` puts where they are copied from.
+    /// Does the same with bytes that `write` puts where they are copied from, and returns what that returns.
     ///
     /// # Errors
     /// The host has too little memory to lock, or an earlier failure of the context.
-    pub fn push_with(
+    pub fn push_with<R>(
         &mut self,
         stream: &Stream,
         dst: DeviceSlice,
-        write: impl FnOnce(&mut [u8]),
-    ) -> Result<(), DeviceError> {
+        write: impl FnOnce(&mut [u8]) -> R,
+    ) -> Result<R, DeviceError> {
         let len = dst.len();
         if self.used + len > self.buffer.len() {
             // What is under way still reads the old buffer.
@@ -73,13 +73,14 @@ impl Upload {
             self.used = 0;
         }
         let staged = &mut self.buffer[self.used..self.used + len];
-        write(staged);
+        let written = write(staged);
         let from = staged.as_ptr().cast();
         // SAFETY: the staged bytes are not touched again until `begin` has waited for `done`, nor freed before drop has.
         let code = unsafe { cu::cuMemcpyHtoDAsync_v2(dst.address(), from, len, stream.raw) };
         self.used = (self.used + len).next_multiple_of(16).min(self.buffer.len());
         check("cuMemcpyHtoDAsync", code)?;
-        self.done.record(stream)
+        self.done.record(stream)?;
+        Ok(written)
     }
 }
 

@@ -36,12 +36,11 @@ impl BatchBuilder {
             block_ids: Vec::with_capacity(self.num_blocks + self.num_blocks / 8),
         };
         for planned in &plan.chunks {
-            let known = planner.sequence(planned.seq).zip(seqs.get(&planned.seq));
-            let Some((seq, state)) = known else {
+            let known = planner.with_blocks(planned.seq).zip(seqs.get(&planned.seq));
+            let Some(((seq, table), state)) = known else {
                 debug_assert!(false, "the plan has sequence {}, which is gone", planned.seq);
                 continue;
             };
-            let table = planner.block_table(planned.seq);
             let num_blocks = (planned.start + planned.num_tokens).div_ceil(self.block_size);
             add_chunk(&mut batch, planned, &table[..num_blocks.min(table.len())], (seq, state));
         }

@@ -286,7 +286,8 @@ impl Engine {
     }
 
     fn emit(&mut self) {
-        for (id, news) in std::mem::take(&mut self.news) {
+        let mut all_news = std::mem::take(&mut self.news);
+        for (id, news) in all_news.drain(..) {
             let Some(state) = self.seqs.get_mut(&id) else { continue };
             match state.emit(news, &mut self.bell) {
                 After::GoesOn => {}
@@ -299,6 +300,8 @@ impl Engine {
                 }
             }
         }
+        // Its memory serves the next step.
+        self.news = all_news;
         if let Some(membership) = &mut self.membership {
             membership.peers.told_all();
         }

@@ -165,6 +165,12 @@ impl Planner {
         self.state.queues.get(id).map_or(&[], |entry| entry.table.blocks())
     }
 
+    /// Returns a sequence with its [`block_table`](Self::block_table), found at once.
+    #[must_use]
+    pub fn with_blocks(&self, id: SeqId) -> Option<(&Sequence, &[BlockId])> {
+        self.state.queues.get(id).map(|entry| (&entry.seq, entry.table.blocks()))
+    }
+
     /// Returns how busy the planner is.
     #[must_use]
     pub fn load(&self) -> Load {

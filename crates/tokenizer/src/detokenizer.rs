@@ -72,18 +72,27 @@ impl Detokenizer {
     /// Takes the next token and returns the text that is complete with it, often empty.
     pub fn push(&mut self, token: TokenId) -> &str {
         self.text.clear();
-        if !self.is_skipped(token) {
-            let pieces = self.tokenizer.pieces();
-            let special = pieces.is_special(token);
-            let joined = pieces.are_words()
-                && special
-                && self.after_special
-                && !self.options.spaces_between_special_tokens;
-            pieces.append(token, self.at_start || joined, &mut self.pending);
-            self.at_start &= pieces.bytes(token).is_empty();
-            self.after_special = special;
-            self.move_complete();
+        let pieces = self.tokenizer.pieces();
+        let special = pieces.is_special(token);
+        if special && self.options.skip_special_tokens {
+            return "";
         }
+        let joined = pieces.are_words()
+            && special
+            && self.after_special
+            && !self.options.spaces_between_special_tokens;
+        let (space, bytes) = pieces.shown(token, self.at_start || joined);
+        self.at_start &= pieces.bytes(token).is_empty();
+        self.after_special = special;
+        // Most tokens are text as they lie in the table.
+        if let (true, Ok(text)) = (self.pending.is_empty(), str::from_utf8(bytes))
+            && space.is_empty()
+        {
+            return text;
+        }
+        self.pending.extend_from_slice(space);
+        self.pending.extend_from_slice(bytes);
+        move_complete(&mut self.pending, &mut self.text);
         &self.text
     }
 
@@ -100,26 +109,26 @@ impl Detokenizer {
     fn is_skipped(&self, token: TokenId) -> bool {
         self.options.skip_special_tokens && self.tokenizer.is_special(token)
     }
+}
 
-    /// Moves everything but the start of an unfinished character from `pending` to `text`.
-    fn move_complete(&mut self) {
-        let mut rest: &[u8] = &self.pending;
-        let kept = loop {
-            match std::str::from_utf8(rest) {
-                Ok(valid) => {
-                    self.text.push_str(valid);
-                    break 0;
-                }
-                Err(error) => {
-                    let (valid, after) = rest.split_at(error.valid_up_to());
-                    self.text.push_str(&String::from_utf8_lossy(valid));
-                    let Some(invalid) = error.error_len() else { break after.len() };
-                    self.text.push(char::REPLACEMENT_CHARACTER);
-                    rest = &after[invalid..];
-                }
+/// Moves everything but the start of an unfinished character from `pending` to `text`.
+fn move_complete(pending: &mut Vec<u8>, text: &mut String) {
+    let mut rest: &[u8] = pending;
+    let kept = loop {
+        match str::from_utf8(rest) {
+            Ok(valid) => {
+                text.push_str(valid);
+                break 0;
             }
-        };
-        let done = self.pending.len() - kept;
-        self.pending.drain(..done);
-    }
+            Err(error) => {
+                let (valid, after) = rest.split_at(error.valid_up_to());
+                text.push_str(&String::from_utf8_lossy(valid));
+                let Some(invalid) = error.error_len() else { break after.len() };
+                text.push(char::REPLACEMENT_CHARACTER);
+                rest = &after[invalid..];
+            }
+        }
+    };
+    let done = pending.len() - kept;
+    pending.drain(..done);
 }

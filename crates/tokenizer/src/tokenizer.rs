@@ -72,7 +72,9 @@ impl Tokenizer {
         let mut at_start = true;
         for &token in tokens {
             if !(skip_special_tokens && self.is_special(token)) {
-                self.pieces.append(token, at_start, &mut bytes);
+                let (space, piece) = self.pieces.shown(token, at_start);
+                bytes.extend_from_slice(space);
+                bytes.extend_from_slice(piece);
                 at_start &= self.token_bytes(token).is_empty();
             }
         }

@@ -294,8 +294,8 @@ impl<B: Backend> Runner<B> {
                     purposes.push(Purpose::PromptLogprobs(chunk.seq));
                 }
                 (_, _, Some(spec)) => {
-                    let newest = self.newest.get(&chunk.seq).copied().unwrap_or(PENDING_TOKEN);
-                    self.rows.push_draw(spec, newest);
+                    let newest = spec.history.as_ref().and_then(|_| self.newest.get(&chunk.seq));
+                    self.rows.push_draw(spec, newest.copied().unwrap_or(PENDING_TOKEN));
                     purposes.push(Purpose::Token(chunk.seq));
                 }
                 // `fill_wanted` wants a row for one of the two.

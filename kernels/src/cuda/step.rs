@@ -44,10 +44,9 @@ pub(super) struct Padding {
     pub(super) slot: usize,
 }
 
-/// Words put one after the other, each list where the device can read 16 bytes at once.
+/// A step's inputs on their way.
 #[derive(Debug)]
 pub(super) struct Staging {
-    words: Vec<u32>,
     /// As many as there may be steps under way, and one more; the current one is first.
     uploads: [Upload; NUM_UPLOADS],
     /// The chunks' tokens this step and in the cache.
@@ -62,32 +61,56 @@ fn word(value: usize) -> u32 {
     u32::try_from(value).unwrap_or(u32::MAX)
 }
 
+/// Returns how many words a list of `len` takes: each begins where the device can read 16 bytes at once.
+const fn room(len: usize) -> usize {
+    len.next_multiple_of(4)
+}
+
+/// Where lists of words are put one after the other: in page-locked memory, and on the device in `region`.
+struct Lists<'a> {
+    words: &'a mut [u32],
+    region: DeviceSlice,
+    next: usize,
+}
+
+impl Lists<'_> {
+    /// Adds `values`, and `filler` as often as they are short of `len`.
+    fn add(&mut self, values: &[u32], filler: usize, len: usize) -> DeviceSlice {
+        let place = self.next..self.next + len;
+        let (given, rest) = self.words[place.clone()].split_at_mut(values.len());
+        given.copy_from_slice(values);
+        rest.fill(word(filler));
+        self.take(len);
+        self.region.slice(place.start * 4, len * 4)
+    }
+
+    /// Takes the place of a list.
+    fn take(&mut self, len: usize) -> usize {
+        let first = self.next;
+        self.next += room(len);
+        first
+    }
+
+    /// Adds what is to be known of `num` sequences.
+    fn add_seqs<'a>(&mut self, num: usize, seqs: impl Iterator<Item = &'a RaggedSeq>) -> Seqs {
+        let places = [(); 4].map(|()| self.take(num));
+        for (index, seq) in seqs.take(num).enumerate() {
+            let values = [seq.rows.start, seq.rows.len(), seq.context_len, seq.blocks.start];
+            for (place, value) in places.iter().zip(values) {
+                self.words[place + index] = word(value);
+            }
+        }
+        let [rows, lens, context_lens, block_starts] =
+            places.map(|place| self.region.slice(place * 4, num * 4));
+        Seqs { num, rows, lens, context_lens, block_starts }
+    }
+}
+
 impl Staging {
     pub(super) fn new(device: &Arc<Device>) -> Result<Self, DeviceError> {
         let upload = || Upload::new(device, UPLOAD_BYTES);
         let uploads = [upload()?, upload()?, upload()?];
-        Ok(Self { words: Vec::new(), uploads, chunks: Vec::new() })
-    }
-
-    fn list(&mut self, region: DeviceSlice, values: impl IntoIterator<Item = u32>) -> DeviceSlice {
-        self.words.resize(self.words.len().next_multiple_of(4), 0);
-        let first = self.words.len();
-        self.words.extend(values);
-        region.slice(first * 4, (self.words.len() - first) * 4)
-    }
-
-    fn seqs<'a>(
-        &mut self,
-        region: DeviceSlice,
-        seqs: impl Iterator<Item = &'a RaggedSeq> + Clone,
-    ) -> Seqs {
-        Seqs {
-            num: seqs.clone().count(),
-            rows: self.list(region, seqs.clone().map(|seq| word(seq.rows.start))),
-            lens: self.list(region, seqs.clone().map(|seq| word(seq.rows.len()))),
-            context_lens: self.list(region, seqs.clone().map(|seq| word(seq.context_len))),
-            block_starts: self.list(region, seqs.map(|seq| word(seq.blocks.start))),
-        }
+        Ok(Self { uploads, chunks: Vec::new() })
     }
 
     /// Uploads a step's inputs into `region`.
@@ -98,7 +121,6 @@ impl Staging {
         inputs: &StepInputs,
         padding: Padding,
     ) -> Result<Step, DeviceError> {
-        self.words.clear();
         let (num_given, last_block) = (inputs.token_ids.len(), inputs.block_ids.len());
         let more: Vec<RaggedSeq> = (num_given..num_given + padding.rows)
             .map(|row| RaggedSeq {
@@ -107,35 +129,41 @@ impl Staging {
                 blocks: last_block..last_block + 1,
             })
             .collect();
-        let fill = |value: usize, rows: usize| std::iter::repeat_n(word(value), rows);
         let is_single = |seq: &&RaggedSeq| seq.rows.len() == 1;
         let singles = inputs.seqs.iter().filter(is_single).chain(&more);
         let chunks = inputs.seqs.iter().filter(|seq| !is_single(seq));
         self.chunks.clear();
         self.chunks.extend(chunks.clone().map(|seq| (seq.rows.len(), seq.context_len)));
-        let (tokens, positions) = (inputs.token_ids.iter(), inputs.positions.iter());
-        let (slots, blocks) = (inputs.slot_mapping.iter(), inputs.block_ids.iter());
-        let step = Step {
-            num_tokens: num_given + padding.rows,
-            num_given,
-            token_ids: self.list(region, tokens.copied().chain(fill(0, padding.rows))),
-            positions: self.list(region, positions.copied().chain(fill(0, padding.rows))),
-            slot_mapping: self.list(region, slots.copied().chain(fill(padding.slot, padding.rows))),
-            max_context: singles.clone().map(|seq| seq.context_len).max().unwrap_or(0),
-            singles: self.seqs(region, singles),
-            chunk_keys: chunks.clone().map(|seq| seq.context_len).sum(),
-            chunks: self.seqs(region, chunks),
-            block_ids: self.list(region, blocks.copied().chain(fill(padding.block, 1))),
-        };
-        let bytes = self.words.len() * 4;
-        if bytes > region.len() {
-            let what = "a step's inputs".to_owned();
-            return Err(DeviceError::ArenaFull { what, bytes, left: region.len() });
+        let (num_tokens, num_chunks) = (num_given + padding.rows, self.chunks.len());
+        let num_singles = inputs.seqs.len() + padding.rows - num_chunks;
+        let num_words = 3 * room(num_tokens)
+            + 4 * (room(num_singles) + room(num_chunks))
+            + room(last_block + 1);
+        if num_words * 4 > region.len() {
+            let (what, left) = ("a step's inputs".to_owned(), region.len());
+            return Err(DeviceError::ArenaFull { what, bytes: num_words * 4, left });
         }
+        let max_context = singles.clone().map(|seq| seq.context_len).max().unwrap_or(0);
+        let write = |words: &mut [u32]| {
+            let mut lists = Lists { words, region, next: 0 };
+            Step {
+                num_tokens,
+                num_given,
+                token_ids: lists.add(&inputs.token_ids, 0, num_tokens),
+                positions: lists.add(&inputs.positions, 0, num_tokens),
+                slot_mapping: lists.add(&inputs.slot_mapping, padding.slot, num_tokens),
+                singles: lists.add_seqs(num_singles, singles),
+                max_context,
+                chunks: lists.add_seqs(num_chunks, chunks),
+                chunk_keys: self.chunks.iter().map(|&(_, context_len)| context_len).sum(),
+                block_ids: lists.add(&inputs.block_ids, padding.block, last_block + 1),
+            }
+        };
         self.uploads.rotate_left(1);
         self.uploads[0].begin()?;
-        self.uploads[0].push(stream, region.slice(0, bytes), &self.words)?;
-        Ok(step)
+        self.uploads[0].push_with(stream, region.slice(0, num_words * 4), |bytes| {
+            write(bytemuck::cast_slice_mut(bytes))
+        })
     }
 
     /// Uploads something else that the step needs.

@@ -9,11 +9,13 @@ use crate::Error;
 #[derive(Debug)]
 pub(crate) struct Pieces {
     bytes: Vec<u8>,
-    /// Where each token's bytes end; they start where the one before ends.
+    /// Where each token's bytes end, and [`SPECIAL`] if it is; they start where the one before ends.
     ends: Vec<u32>,
-    special: Vec<bool>,
     scheme: Scheme,
 }
+
+/// Lies with the ends, so that what is to be known of a token is in one place.
+const SPECIAL: u32 = 1 << 31;
 
 impl Pieces {
     pub(crate) fn of(tokenizer: &tokenizers::Tokenizer) -> Result<Self, Error> {
@@ -26,25 +28,21 @@ impl Pieces {
             texts[id as usize] = Some(text);
         }
         let byte_of = ByteOf::new();
-        let mut pieces = Self {
-            bytes: Vec::new(),
-            ends: Vec::with_capacity(len),
-            special: vec![false; len],
-            scheme,
-        };
+        let mut pieces = Self { bytes: Vec::new(), ends: Vec::with_capacity(len), scheme };
         for (id, text) in texts.into_iter().enumerate() {
             let added_token = u32::try_from(id).ok().and_then(|id| added.get(&id));
+            let mut special = 0;
             match (text, added_token) {
                 (_, Some(token)) => {
-                    pieces.special[id] = token.special;
+                    special = if token.special { SPECIAL } else { 0 };
                     pieces.push_added(&token.content);
                 }
                 (Some(text), None) => pieces.push(text, &byte_of),
                 (None, None) => {}
             }
-            let end = u32::try_from(pieces.bytes.len())
-                .map_err(|_| Error::Vocab("its tokens take more than 4 GiB".into()))?;
-            pieces.ends.push(end);
+            let end = u32::try_from(pieces.bytes.len()).ok().filter(|end| end & SPECIAL == 0);
+            let end = end.ok_or_else(|| Error::Vocab("its tokens take 2 GiB or more".into()))?;
+            pieces.ends.push(end | special);
         }
         Ok(pieces)
     }
@@ -90,11 +88,11 @@ impl Pieces {
         let id = id as usize;
         let Some(&end) = self.ends.get(id) else { return &[] };
         let start = if id == 0 { 0 } else { self.ends[id - 1] };
-        &self.bytes[start as usize..end as usize]
+        &self.bytes[(start & !SPECIAL) as usize..(end & !SPECIAL) as usize]
     }
 
     pub(crate) fn is_special(&self, id: TokenId) -> bool {
-        self.special.get(id as usize).copied().unwrap_or(false)
+        self.ends.get(id as usize).is_some_and(|end| end & SPECIAL != 0)
     }
 
     /// Returns whether tokens are words that need a space between them.
@@ -102,18 +100,15 @@ impl Pieces {
         matches!(self.scheme, Scheme::Words)
     }
 
-    /// Appends what `id` adds, at the start of a text or further on.
-    pub(crate) fn append(&self, id: TokenId, at_start: bool, out: &mut Vec<u8>) {
+    /// Returns what `id` adds, at the start of a text or further on: a space or nothing, then its bytes.
+    pub(crate) fn shown(&self, id: TokenId, at_start: bool) -> (&'static [u8], &[u8]) {
         let bytes = self.bytes(id);
         match self.scheme {
             Scheme::Sentencepiece { strip_leading_space: true } if at_start => {
-                out.extend_from_slice(bytes.strip_prefix(b" ").unwrap_or(bytes));
+                (b"", bytes.strip_prefix(b" ").unwrap_or(bytes))
             }
-            Scheme::Words if !at_start && !bytes.is_empty() => {
-                out.push(b' ');
-                out.extend_from_slice(bytes);
-            }
-            _ => out.extend_from_slice(bytes),
+            Scheme::Words if !at_start && !bytes.is_empty() => (b" ", bytes),
+            _ => (b"", bytes),
         }
     }
 }
