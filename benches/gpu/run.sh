@@ -5,8 +5,8 @@
 #
 # writes a log of each step, the results and summary.txt into OUT. Parts, all by default:
 #   check     every kernel against its reference, with the GPU's own instructions and with Ampere's; tiny models against the CPU, and on
-#             two instances that hand sequences over, on one GPU and, where there are two, on both; on two GPUs, layers shared and split,
-#             and what the loss of one does
+#             two instances that hand sequences over, and what the loss of one does, on one GPU and, where there are two, on both; on two
+#             GPUs, layers shared and split
 #   accuracy  MODEL (a folder or GGUF file; default: the downloaded default model) against single precision on the CPU
 #   llama     the shape of Llama 3 8B against transformers, where python3 has it (LAYERS=32 of it, which take 16 GB in TMPDIR)
 #   sanitize  compute-sanitizer's memcheck and racecheck on the kernel checks, where it is installed
@@ -50,13 +50,13 @@ for part in $parts; do
         step kernels-sm80 300 "$here/gpu_check" check sm80
         step parity 300 "$here/gpu_parity"
         step hand-over 300 "$here/gpu_hand_over" check
+        step lose-prefill 120 "$here/gpu_hand_over" lose prefill
+        step lose-decode 120 "$here/gpu_hand_over" lose decode
         if [ "$(nvidia-smi -L | wc -l)" -ge 2 ]; then
             step ranks 120 "$here/gpu_ranks"
             step ranks-pp 120 "$here/gpu_ranks" pp
-            step lose-prefill 120 "$here/gpu_hand_over" lose 0
-            step lose-decode 120 "$here/gpu_hand_over" lose 1
         else
-            note "not run: ranks, and the loss of one of two GPUs; they need two GPUs"
+            note "not run: ranks; they need two GPUs"
         fi
         ;;
     accuracy)

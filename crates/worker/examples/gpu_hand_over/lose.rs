@@ -1,4 +1,5 @@
-//! One of two GPUs fails while sequences decode, and with it its process: where they go, and whether their streams go on.
+//! An instance's GPU fails while sequences decode, and with it its process: where they go, and whether their streams go on. The other
+//! instance has another GPU, where there is one; else both share one, of which CUDA takes only the failed process's part away.
 
 use std::io::Write as _;
 use std::process::Child;
@@ -25,12 +26,13 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const SETTINGS: Settings =
     Settings { num_blocks: 1024, max_num_seqs: 16, max_model_len: 1024, through_host: false };
 
-/// Runs sequences undisturbed, and again with a failure of `gpu` in the middle: 0 prefills, 1 decodes.
-pub(crate) fn run(checkpoint: &Checkpoint, gpu: usize) -> Outcome<()> {
-    let undisturbed = generate(checkpoint, gpu, false)?;
-    let disturbed = generate(checkpoint, gpu, true)?;
+/// Runs sequences undisturbed, and again with a failure of the instance of this role in the middle.
+pub(crate) fn run(checkpoint: &Checkpoint, lost: &str) -> Outcome<()> {
+    let lost = lost.parse::<Role>()?;
+    let undisturbed = generate(checkpoint, lost, false)?;
+    let disturbed = generate(checkpoint, lost, true)?;
     let same = disturbed.iter().zip(&undisturbed).filter(|(these, those)| these == those).count();
-    println!("GPU {gpu} lost: {same} of {NUM_SEQS} streams have the tokens of an undisturbed run");
+    println!("{lost} lost: {same} of {NUM_SEQS} streams have the tokens of an undisturbed run");
     // Each token is drawn for its place: one that is lost or comes twice changes all that follow. What another batch rounds differently
     // changes a few streams.
     if same < NUM_SEQS / 2 {
@@ -50,11 +52,12 @@ const fn member(role: Role, first_gpu: usize) -> Member {
     Member { role, first_gpu, parallel, max_num_batched_tokens: 256 }
 }
 
-/// Generates with the instance on GPU `apart` in a process of its own, which fails if `fails`.
-fn generate(checkpoint: &Checkpoint, apart: usize, fails: bool) -> Outcome<Vec<Vec<TokenId>>> {
+/// Generates with the instance of role `apart` in a process of its own, which fails if `fails`.
+fn generate(checkpoint: &Checkpoint, apart: Role, fails: bool) -> Outcome<Vec<Vec<TokenId>>> {
+    let last_gpu = stallfree_device::probe().gpus.len().clamp(1, 2) - 1;
     let [away, here] = match apart {
-        0 => [member(Role::Prefill, 0), member(Role::Decode, 1)],
-        _ => [member(Role::Decode, 1), member(Role::Prefill, 0)],
+        Role::Prefill => [member(Role::Prefill, 0), member(Role::Decode, last_gpu)],
+        _ => [member(Role::Decode, last_gpu), member(Role::Prefill, 0)],
     };
     let executors = Executors::start(checkpoint, &[here], &SETTINGS)?;
     let (gate, port) = apart::gate(checkpoint, &executors.ports)?;

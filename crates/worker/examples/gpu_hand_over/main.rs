@@ -4,8 +4,8 @@
 //! - `gpu_hand_over check`: blocks of ranks that are split in different ways, byte by byte; a tiny model on two instances: tokens are
 //!   those of KV that goes through the host's memory and, split alike, those of one instance alone. What is copied under a lease that has
 //!   ended is refused.
-//! - `gpu_hand_over lose GPU`: one of two GPUs traps while sequences decode, 0 where they prefill or 1 where they decode, and takes its
-//!   process with it; every stream goes on in the other process, and with the right tokens.
+//! - `gpu_hand_over lose prefill|decode`: a kernel traps while sequences decode, and takes the process of one instance with it; every
+//!   stream goes on in the other process, and with the right tokens.
 //! - `gpu_hand_over measure FOLDER [CASE]`: the model whose config.json is in FOLDER, with random weights; one instance prefills, one decodes.
 #![expect(clippy::print_stdout, reason = "a check for people to run and read")]
 
@@ -29,7 +29,7 @@ fn main() -> Outcome<()> {
             splits::run()?;
             check::run(&check::model()?)
         }
-        ["lose", gpu] => lose::run(&check::model()?, gpu.parse()?),
+        ["lose", role] => lose::run(&check::model()?, role),
         ["join", port, role, gpu] => {
             lose::join(&check::model()?, port.parse()?, role, gpu.parse()?)
         }

@@ -45,6 +45,7 @@ pub(crate) fn run(folder: &Path, only: Option<usize>) -> Outcome<()> {
         case([0, 1], 512, SETTINGS, false),
         case([0, 1], 8192, host, true),
         case([0, 0], 2048, shared, false),
+        case([0, 0], 8192, Settings { through_host: true, ..shared }, false),
     ];
     let num_gpus = stallfree_device::probe().gpus.len();
     for (index, case) in cases.iter().enumerate() {
