@@ -9,6 +9,10 @@
 //         2. The next keys are asked for as soon as the scores are out of the old ones, the next values as soon as the result has
 //            them: the same registers, and loads always under way: 0.89 to 0.92.
 //         3. Shares are merged in one pass after their weights are known, 16 bytes a load: few short sequences wait for little else.
+//         4. All heads' keys of all sequences are one line, cut into equal shares for as many blocks as run at once (as stream-K cuts
+//            products: Osama et al. 2023): before, each head of each sequence was cut into as many, and the longest context ended last.
+//            A small kernel before the first layer's finds where each block begins, so a recorded step serves contexts of any lengths.
+//            As much of the memory's speed for any lengths as for equal ones.
 //
 // -DHEAD_DIM (a multiple of 32), -DGROUP (query heads a KV head, at most 16), -DNUM_KV_HEADS, -DBLOCK_SIZE (a multiple of 16).
 #define WARPS 4
@@ -18,6 +22,87 @@
 #define SIDE ((u64)NUM_KV_HEADS * BLOCK_SIZE * HEAD_DIM)
 #define HEAD_QUADS (HEAD_DIM / 4)
 #define QUADS (GROUP * HEAD_QUADS)
+
+#define PLANNERS 512
+
+// Sequences' keys are counted in quads of 16-key tiles, one for each warp.
+DEVICE int quads_of(int context, int window) {
+  const int first = window > 0 ? max(context - window, 0) : 0;
+  return ((context + 15) / 16 - first / 16 + WARPS - 1) / WARPS;
+}
+
+// The sum of `own` over all threads before this one, and over all.
+DEVICE u32 sum_before(u32 own, u32* sums, u32& all) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  auto scan = [&](u32 sum) {
+#pragma unroll
+    for (int o = 1; o < 32; o <<= 1) {
+      const u32 before = __shfl_up_sync(FULL, sum, o);
+      if (lane >= o) sum += before;
+    }
+    return sum;
+  };
+  const u32 here = scan(own);
+  __syncthreads();
+  if (lane == 31) sums[warp] = here;
+  __syncthreads();
+  if (warp == 0) {
+    const u32 sum = scan(lane < PLANNERS / 32 ? sums[lane] : 0);
+    if (lane < PLANNERS / 32) sums[lane] = sum;
+  }
+  __syncthreads();
+  all = sums[PLANNERS / 32 - 1];
+  return (warp ? sums[warp - 1] : 0) + here - own;
+}
+
+// Cuts the line of all quads, a sequence's heads one after the other, into equal shares for `num_blocks` blocks. Where shares hardly grow by
+// it, each is of one head instead: two parts of two heads take longer to begin and to end than one of their length.
+//
+// plan: where each block begins: its sequence (num_seqs if there is nothing left), KV head and quad, and the quads of a share, negative if
+// it ends with the head; starts: [num_seqs + 1], quads, or shares, of one head of all sequences before; context_lens: at least 1.
+KERNEL void __launch_bounds__(PLANNERS)
+    paged_attention_plan(int4* plan, u32* starts, const u32* context_lens, int num_seqs, int num_blocks, int window) {
+  __shared__ u32 sums[PLANNERS / 32];
+  start_next();
+  wait_previous();
+  const int each = (num_seqs + PLANNERS - 1) / PLANNERS;
+  const int from = min((int)threadIdx.x * each, num_seqs), to = min(from + each, num_seqs);
+  // In units of `unit` quads, the last of a head perhaps smaller.
+  auto count = [&](u32 unit) {
+    u32 own = 0;
+    for (int seq = from; seq < to; seq++) own += (quads_of(context_lens[seq], window) + unit - 1) / unit;
+    return own;
+  };
+  u32 unit = 1, all;
+  u32 at = sum_before(count(1), sums, all);
+  u32 share = max((all * NUM_KV_HEADS + num_blocks - 1) / num_blocks, 1u);
+  for (u32 whole = share; num_seqs * NUM_KV_HEADS <= num_blocks && whole <= share + 1; whole++) {
+    u32 parts;
+    const u32 before = sum_before(count(whole), sums, parts);
+    if (parts * NUM_KV_HEADS > num_blocks) continue;
+    at = before, all = parts, unit = share = whole;
+    break;
+  }
+  const bool is_whole = unit == share;
+  for (int seq = from; seq < to; seq++) {
+    starts[seq] = at;
+    at += (quads_of(context_lens[seq], window) + unit - 1) / unit;
+  }
+  if (threadIdx.x == 0) starts[num_seqs] = all;
+  __syncthreads();
+  for (u32 block = threadIdx.x; block < num_blocks; block += PLANNERS) {
+    const u32 place = block * (share / unit);
+    int seq = 0, end = num_seqs;
+    while (end - seq > 1) {
+      const int middle = (seq + end) / 2;
+      if (starts[middle] * NUM_KV_HEADS <= place) seq = middle;
+      else end = middle;
+    }
+    const u32 units = starts[seq + 1] - starts[seq], rest = place - starts[seq] * NUM_KV_HEADS;
+    const bool has_some = place < all * NUM_KV_HEADS;
+    plan[block] = make_int4(has_some ? seq : num_seqs, rest / units, rest % units * unit, is_whole ? -(int)share : (int)share);
+  }
+}
 
 struct Shared {
   float max[WARPS][GROUP], sum[WARPS][GROUP];
@@ -41,34 +126,18 @@ DEVICE void add(float4& sum, float weight, float4 v) {
   sum.x += weight * v.x, sum.y += weight * v.y, sum.z += weight * v.z, sum.w += weight * v.w;
 }
 
-// query, out: [num_tokens, NUM_KV_HEADS GROUP HEAD_DIM]; rows: each sequence's row of them; kv: this layer's part of block 0.
-// partial: floats [num_seqs, NUM_KV_HEADS, splits, GROUP, HEAD_DIM], then pairs (max, sum) for each of those heads; counters: [num_seqs, NUM_KV_HEADS], zero between launches.
-KERNEL void __launch_bounds__(WARPS * 32)
-    paged_attention_decode(const elem* query, const elem* kv, elem* out, float* partial, u32* counters, const u32* rows,
-                           const u32* context_lens, const u32* block_starts, const u32* block_ids, long long block_stride,
-                           float scale, int window) {
-  extern __shared__ float4 shared_bytes[];
-  Shared& shared = *(Shared*)shared_bytes;
-  __shared__ int is_last;
-  start_next();
-  wait_previous();
-  const int split = blockIdx.x, splits = gridDim.x, kv_head = blockIdx.y, seq = blockIdx.z;
+// Attends the tiles from tiles.x to tiles.y, of one KV head, to its query heads; each warp leaves what it has in `shared`.
+// keys: (first, past the last) that a query sees.
+DEVICE void attend(Shared& shared, const elem* query, const elem* kv, const u32* blocks, int kv_head, int2 tiles, int2 keys,
+                   long long block_stride, float scale) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const int context = context_lens[seq], first = window > 0 ? max(context - window, 0) : 0;
-  const int first_tile = first / 16, last_tile = (context + 15) / 16, tiles = last_tile - first_tile;
-  const int share = ((tiles + splits - 1) / splits + WARPS - 1) / WARPS * WARPS;
-  const int used = (tiles + share - 1) / share;
-  if (split >= used) return;
-  const int begin = first_tile + split * share, end = min(begin + share, last_tile);
-  const u32* blocks = block_ids + block_starts[seq];
-  const u64 head0 = ((u64)rows[seq] * NUM_KV_HEADS + kv_head) * GROUP;
-
+  const int first = keys.x, context = keys.y;
   uint4 q[TILES][CHUNKS];
 #pragma unroll
   for (int n = 0; n < TILES; n++)
 #pragma unroll
     for (int c = 0; c < CHUNKS; c++)
-      q[n][c] = n * 8 + g < GROUP ? load4(query + (head0 + n * 8 + g) * HEAD_DIM + c * 32 + t * 8) : zero4();
+      q[n][c] = n * 8 + g < GROUP ? load4(query + (n * 8 + g) * HEAD_DIM + c * 32 + t * 8) : zero4();
   float o[TILES][PASSES][4][4] = {}, top[TILES][2], sum[TILES][2] = {};
 #pragma unroll
   for (int n = 0; n < TILES; n++) top[n][0] = top[n][1] = NEG_INF;
@@ -94,14 +163,14 @@ KERNEL void __launch_bounds__(WARPS * 32)
         v[p][j] = dim < HEAD_DIM && tile * 16 + key < context ? load_stream(values + key * HEAD_DIM + dim) : zero4();
       }
   };
-  int tile = begin + warp;
-  if (tile < end) {
+  int tile = tiles.x + warp;
+  if (tile < tiles.y) {
     const elem* at = place(tile);
     load_keys(at);
     load_values(at + SIDE, tile);
   }
-  for (; tile < end; tile += WARPS) {
-    const bool more = tile + WARPS < end;
+  for (; tile < tiles.y; tile += WARPS) {
+    const bool more = tile + WARPS < tiles.y;
     const elem* next = more ? place(tile + WARPS) : kv;
     float p[TILES][4], factor[TILES][2];
 #pragma unroll
@@ -164,11 +233,11 @@ KERNEL void __launch_bounds__(WARPS * 32)
         for (int d = 0; d < 8; d++)
           if (pass * 64 + g * 8 < HEAD_DIM) shared.out[warp][head][pass * 64 + g * 8 + d] = o[n][pass][d / 2][d % 2 * 2 + i];
     }
-  __syncthreads();
-  const u64 unit = (u64)seq * NUM_KV_HEADS + kv_head, units = (u64)gridDim.y * gridDim.z;
-  float4* parts = (float4*)partial + unit * splits * QUADS;
-  float2* stats = (float2*)(partial + units * splits * GROUP * HEAD_DIM) + unit * splits * GROUP;
-  uint2* results = (uint2*)(out + head0 * HEAD_DIM);
+}
+
+// Puts the warps' results together, and gives each quad of dims to `take(index, value, max, sum)`.
+template <typename Take>
+DEVICE void put_together(const Shared& shared, Take take) {
   for (int at = threadIdx.x; at < QUADS; at += WARPS * 32) {
     const int head = at / HEAD_QUADS;
     float whole = NEG_INF, total = 0.f;
@@ -181,43 +250,107 @@ KERNEL void __launch_bounds__(WARPS * 32)
       total += weight * shared.sum[w][head];
       add(value, weight, ((const float4*)shared.out[w][head])[at % HEAD_QUADS]);
     }
-    if (used == 1) {
-      const float scale = 1.f / total;
-      results[at] = make_uint2(pack(value.x * scale, value.y * scale), pack(value.z * scale, value.w * scale));
-    } else {
-      parts[split * QUADS + at] = value;
-      if (at % HEAD_QUADS == 0) stats[split * GROUP + head] = make_float2(whole, total);
-    }
+    take(at, value, whole, total);
   }
-  if (used == 1) return;
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    is_last = atomicAdd(&counters[unit], 1u) == (u32)used - 1;
-    if (is_last) counters[unit] = 0;
-  }
-  __syncthreads();
-  if (!is_last) return;
-  __threadfence();
-  // The shares' weights first, a warp a head, then one pass over their results.
-  float* weights = shared.out[0][0];
+}
+
+// Merges `used` parts, of which part i is at place(i): their weights first, a warp a head, then one pass over their results.
+template <typename Place>
+DEVICE void merge(float* weights, const float4* parts, const float2* stats, int used, Place place, uint2* results) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   for (int head = warp; head < GROUP; head += WARPS) {
     float whole = NEG_INF, total = 0.f;
-    for (int i = lane; i < used; i += 32) whole = fmaxf(whole, __ldcg(&stats[i * GROUP + head]).x);
+    for (int i = lane; i < used; i += 32) whole = fmaxf(whole, __ldcg(&stats[place(i) * GROUP + head]).x);
 #pragma unroll
     for (int step = 16; step; step >>= 1) whole = fmaxf(whole, __shfl_xor_sync(FULL, whole, step));
     for (int i = lane; i < used; i += 32) {
-      const float2 stat = __ldcg(&stats[i * GROUP + head]);
+      const float2 stat = __ldcg(&stats[place(i) * GROUP + head]);
       total += weight_of(stat.x, whole) * stat.y;
     }
     total = warp_sum(total);
-    for (int i = lane; i < used; i += 32) weights[head * used + i] = weight_of(__ldcg(&stats[i * GROUP + head]).x, whole) / total;
+    for (int i = lane; i < used; i += 32)
+      weights[head * used + i] = weight_of(__ldcg(&stats[place(i) * GROUP + head]).x, whole) / total;
   }
   __syncthreads();
   for (int at = threadIdx.x; at < QUADS; at += WARPS * 32) {
     float4 value = make_float4(0.f, 0.f, 0.f, 0.f);
 #pragma unroll 8
-    for (int i = 0; i < used; i++) add(value, weights[at / HEAD_QUADS * used + i], __ldcg(&parts[i * QUADS + at]));
+    for (int i = 0; i < used; i++) add(value, weights[at / HEAD_QUADS * used + i], __ldcg(&parts[place(i) * QUADS + at]));
     results[at] = make_uint2(pack(value.x, value.y), pack(value.z, value.w));
+  }
+}
+
+// A block goes through its share of the line of quads, from one head or sequence to the next. Where it has only a part of a head's, the
+// last block to come merges all parts.
+//
+// query, out: [num_tokens, NUM_KV_HEADS GROUP HEAD_DIM]; rows: each sequence's row of them; kv: this layer's part of block 0; plan: as
+// above. partial: floats [blocks, 2, GROUP, HEAD_DIM], for the part that a block begins with and for one that begins later, then pairs
+// (max, sum) for each of their heads; counters: [num_seqs, NUM_KV_HEADS], zero between launches.
+KERNEL void __launch_bounds__(WARPS * 32)
+    paged_attention_decode(const elem* query, const elem* kv, elem* out, float* partial, u32* counters, const int4* plan,
+                           const u32* rows, const u32* context_lens, const u32* block_starts, const u32* block_ids,
+                           long long block_stride, float scale, int window, int num_seqs) {
+  extern __shared__ float4 shared_bytes[];
+  Shared& shared = *(Shared*)shared_bytes;
+  // Where the block is on the line; in shared memory, because attending needs the registers.
+  __shared__ int seq, kv_head, quad, done, share, is_whole, is_last;
+  start_next();
+  wait_previous();
+  if (threadIdx.x == 0) {
+    const int4 start = plan[blockIdx.x];
+    seq = start.x, kv_head = start.y, quad = start.z, share = abs(start.w), is_whole = start.w < 0, done = 0;
+  }
+  __syncthreads();
+  while (done < share && seq < num_seqs) {
+    auto first_head = [&] { return ((u64)rows[seq] * NUM_KV_HEADS + kv_head) * GROUP * HEAD_DIM; };
+    {
+      const int context = context_lens[seq], first = window > 0 ? max(context - window, 0) : 0;
+      const int first_tile = first / 16 + quad * WARPS;
+      // Past the last tile where the share goes on with other keys.
+      const int2 tiles = make_int2(first_tile, min(first_tile + (share - done) * WARPS, (context + 15) / 16));
+      attend(shared, query + first_head(), kv, block_ids + block_starts[seq], kv_head, tiles, make_int2(first, context),
+             block_stride, scale);
+    }
+    __syncthreads();
+    const int quads = quads_of(context_lens[seq], window), count = min(share - done, quads - quad);
+    uint2* results = (uint2*)(out + first_head());
+    if (count == quads) {
+      put_together(shared, [&](int at, float4 value, float, float total) {
+        const float scale = 1.f / total;
+        results[at] = make_uint2(pack(value.x * scale, value.y * scale), pack(value.z * scale, value.w * scale));
+      });
+    } else {
+      float4* parts = (float4*)partial;
+      float2* stats = (float2*)(partial + (u64)gridDim.x * 2 * GROUP * HEAD_DIM);
+      const u64 own = blockIdx.x * 2 + (done > 0);
+      put_together(shared, [&](int at, float4 value, float whole, float total) {
+        parts[own * QUADS + at] = value;
+        if (at % HEAD_QUADS == 0) stats[own * GROUP + at / HEAD_QUADS] = make_float2(whole, total);
+      });
+      // Where the head's quads begin on the line, and which blocks have some of them: all before have whole shares.
+      const u32 begin = blockIdx.x * share + done - quad, first_block = begin / share;
+      const int used = (begin + quads - 1) / share - first_block + 1;
+      __threadfence();
+      __syncthreads();
+      if (threadIdx.x == 0) {
+        u32* counter = &counters[seq * NUM_KV_HEADS + kv_head];
+        is_last = atomicAdd(counter, 1u) == (u32)used - 1;
+        if (is_last) *counter = 0;
+      }
+      __syncthreads();
+      if (is_last) {
+        __threadfence();
+        const u64 later = first_block * share < begin;
+        auto place = [&](int i) { return ((u64)first_block + i) * 2 + (i == 0 ? later : 0); };
+        merge(shared.out[0][0], parts, stats, used, place, results);
+      }
+    }
+    // What is in shared memory has been read.
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      done += is_whole ? share : count, quad = 0;
+      if (++kv_head == NUM_KV_HEADS) kv_head = 0, seq++;
+    }
+    __syncthreads();
   }
 }

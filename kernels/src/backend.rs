@@ -190,9 +190,9 @@ pub trait Backend: Send {
         ops(self)
     }
 
-    /// Returns the numbers of tokens, and the contexts they have at most, for which steps up to these limits are recorded;
-    /// [`prepare`](Self::prepare) takes each ahead of time.
-    fn recorded_shapes(&self, _num_seqs: usize, _context: usize) -> Vec<StepShape> {
+    /// Returns the numbers of sequences for which steps of at most `num_seqs` are recorded; [`prepare`](Self::prepare) takes each ahead
+    /// of time.
+    fn recorded_sizes(&self, _num_seqs: usize) -> Vec<usize> {
         Vec::new()
     }
 
@@ -200,15 +200,6 @@ pub trait Backend: Send {
     fn prepare(&mut self, ops: &dyn Fn(&mut Self) -> Self::Tensor) {
         ops(self);
     }
-}
-
-/// A step of single tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct StepShape {
-    /// How many sequences it has, one token each.
-    pub num_seqs: usize,
-    /// The longest context of any.
-    pub context: usize,
 }
 
 /// Tokens that a device is choosing. It may be waited for on another thread than the backend's.

@@ -14,7 +14,7 @@ mod sampling;
 mod weight;
 
 pub use backend::{
-    AttentionSpec, Backend, Choice, KvSpec, QkNorm, RaggedSeq, StepInputs, StepShape, chosen_at,
+    AttentionSpec, Backend, Choice, KvSpec, QkNorm, RaggedSeq, StepInputs, chosen_at,
 };
 pub use error::KernelError;
 pub use mapped_file::MappedFile;

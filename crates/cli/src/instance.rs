@@ -353,7 +353,7 @@ fn cuda_worker(
         gpu_memory_utilization: gpu.memory_utilization,
         max_kv_tokens: max_num_seqs.saturating_mul(max_model_len),
         max_tokens,
-        recorded: (if gpu.records { max_num_seqs } else { 0 }, max_model_len),
+        max_recorded_seqs: if gpu.records { max_num_seqs } else { 0 },
     })
 }
 

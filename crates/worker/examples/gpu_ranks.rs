@@ -44,7 +44,7 @@ fn start(checkpoint: &Checkpoint, tensor: usize, pipeline: usize) -> ThreadExecu
         gpu_memory_utilization: 0.5,
         max_kv_tokens: NUM_SEQS * BLOCKS_EACH * BLOCK_SIZE,
         max_tokens: NUM_SEQS * PROMPT,
-        recorded: (NUM_SEQS, BLOCKS_EACH * BLOCK_SIZE),
+        max_recorded_seqs: NUM_SEQS,
     };
     let options = LoadOptions { dtype: DtypeChoice::F16, ..LoadOptions::default() };
     start_cuda(checkpoint, &config, &options, &|_, _| {}).unwrap().0

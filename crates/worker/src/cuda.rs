@@ -46,9 +46,8 @@ pub struct CudaWorkerConfig {
     pub max_kv_tokens: usize,
     /// The most tokens of a pass; no sequence has a longer chunk.
     pub max_tokens: usize,
-    /// The most sequences of a batch for which steps are recorded ahead of time, and the most tokens that one has. Without sequences
-    /// no step is ever recorded.
-    pub recorded: (usize, usize),
+    /// The most sequences of a batch for which steps are recorded ahead of time; with 0 no step is ever recorded.
+    pub max_recorded_seqs: usize,
 }
 
 impl CudaWorkerConfig {
@@ -214,7 +213,7 @@ impl Ranks {
                 Exchange::Nccl => connect_through_nccl(&mut runners, joined, sizes)?,
             }
             done("warm up");
-            record(&mut runners, config, kv, recording)?;
+            record(&mut runners, config, recording)?;
             // A step waits for all of its ranks, and should not wait for those that still compile.
             wait_for_all(node, controls)?;
             done("record steps");
@@ -275,18 +274,16 @@ fn connect_through_nccl(
 fn record(
     runners: &mut [Runner<CudaBackend>],
     config: &CudaWorkerConfig,
-    kv: KvGeometry,
     recording: RecordingProgress<'_>,
 ) -> Result<(), Error> {
-    let (num_seqs, context) = config.recorded;
-    let (num_seqs, context) = (num_seqs.min(config.max_tokens), context.min(kv.num_tokens()));
+    let num_seqs = config.max_recorded_seqs.min(config.max_tokens);
     on_each(runners.iter_mut().enumerate(), |(place, runner)| {
         let progress = |done, total| {
             if place == 0 {
                 recording(done, total);
             }
         };
-        runner.prepare(num_seqs, context, &progress);
+        runner.prepare(num_seqs, &progress);
         Ok(())
     })
     .map(|_| ())

@@ -146,25 +146,19 @@ impl<B: Backend> Runner<B> {
     }
 
     /// Records steps of single tokens ahead of time, where the device does that. `progress` hears how many of how many are done.
-    pub fn prepare(&mut self, num_seqs: usize, context: usize, progress: &dyn Fn(usize, usize)) {
-        let shapes = self.backend.recorded_shapes(num_seqs, context);
-        for (done, shape) in shapes.iter().enumerate() {
-            progress(done, shapes.len());
-            let position = u32::try_from(shape.context - 1).unwrap_or(u32::MAX);
+    pub fn prepare(&mut self, num_seqs: usize, progress: &dyn Fn(usize, usize)) {
+        let sizes = self.backend.recorded_sizes(num_seqs);
+        for (done, &num_seqs) in sizes.iter().enumerate() {
+            progress(done, sizes.len());
+            let seq = |row| RaggedSeq { rows: row..row + 1, context_len: 1, blocks: 0..1 };
             self.inputs = StepInputs {
-                token_ids: vec![0; shape.num_seqs],
-                positions: vec![position; shape.num_seqs],
-                slot_mapping: vec![0; shape.num_seqs],
-                block_ids: vec![0; shape.context.div_ceil(self.block_size)],
-                seqs: (0..shape.num_seqs)
-                    .map(|row| RaggedSeq {
-                        rows: row..row + 1,
-                        context_len: shape.context,
-                        blocks: 0..shape.context.div_ceil(self.block_size),
-                    })
-                    .collect(),
+                token_ids: vec![0; num_seqs],
+                positions: vec![0; num_seqs],
+                slot_mapping: vec![0; num_seqs],
+                block_ids: vec![0],
+                seqs: (0..num_seqs).map(seq).collect(),
             };
-            let rows: Vec<u32> = (0..shape.num_seqs as u32).collect();
+            let rows: Vec<u32> = (0..num_seqs as u32).collect();
             self.backend.begin_step(&self.inputs);
             let model = &self.model;
             self.backend.prepare(&|backend| {
@@ -176,7 +170,7 @@ impl<B: Backend> Runner<B> {
                 }
             });
         }
-        progress(shapes.len(), shapes.len());
+        progress(sizes.len(), sizes.len());
     }
 
     /// Returns where the pass ends that begins with chunk `first`: after as many chunks as there is memory for, at least one.

@@ -23,19 +23,20 @@ pub(crate) fn line(what: &str, ms: f64, floor_ms: f64) {
     );
 }
 
-pub(crate) fn all(rig: &mut Rig) -> Outcome<()> {
+pub(crate) fn attention(rig: &mut Rig) -> Outcome<()> {
     let mark = rig.arena.used();
-    println!("rms_norm with residual, 32 in a graph");
-    for rows in [1, 256, 2048] {
-        norm(rig, rows)?;
-        rig.arena.reset_to(mark);
-    }
     println!("decode attention, one layer, block-major and layer-major cache");
     for (seqs, context) in [(1, 576), (8, 16_384), (64, 4096), (8, 576), (32, 576), (256, 576)] {
         for layers in [1, 32] {
-            decode(rig, seqs, context, layers)?;
+            decode(rig, &vec![context; seqs], layers, &format!("{seqs} x {context}"))?;
             rig.arena.reset_to(mark);
         }
+    }
+    println!("decode attention, contexts spread evenly up to the longest");
+    for (seqs, longest) in [(8, 8192), (24, 8192), (48, 8192), (64, 8192), (128, 4096)] {
+        let contexts: Vec<usize> = (1..=seqs).map(|seq| seq * longest / seqs).collect();
+        decode(rig, &contexts, 1, &format!("{seqs} up to {longest}"))?;
+        rig.arena.reset_to(mark);
     }
     println!("prefill attention, one layer, ours for Hopper and for Ampere");
     for (seqs, len, context) in
@@ -45,6 +46,16 @@ pub(crate) fn all(rig: &mut Rig) -> Outcome<()> {
             prefill(rig, ampere_path, seqs, (len, context))?;
             rig.arena.reset_to(mark);
         }
+    }
+    Ok(())
+}
+
+pub(crate) fn rows_and_products(rig: &mut Rig) -> Outcome<()> {
+    let mark = rig.arena.used();
+    println!("rms_norm with residual, 32 in a graph");
+    for rows in [1, 256, 2048] {
+        norm(rig, rows)?;
+        rig.arena.reset_to(mark);
     }
     println!("matrix products: ours, cuBLASLt's best of its candidates, its first guess");
     for rows in [1, 8, 16, 32, 64, 128, 256, 2048] {
@@ -75,25 +86,29 @@ fn norm(rig: &mut Rig, rows: usize) -> Outcome<()> {
     Ok(())
 }
 
-fn tables(
+pub(crate) fn tables(
     rig: &mut Rig,
-    seqs: usize,
-    context: usize,
+    contexts: &[usize],
 ) -> Outcome<(usize, [stallfree_device::DeviceSlice; 3])> {
-    let per_seq = context.div_ceil(16);
-    let num_blocks = seqs * per_seq;
+    let mut num_blocks = 0;
+    let mut starts = Vec::new();
+    for context in contexts {
+        starts.push(num_blocks as u32);
+        num_blocks += context.div_ceil(16);
+    }
     let mut ids: Vec<u32> = (0..num_blocks as u32).collect();
     for i in (1..num_blocks).rev() {
         let other = rig.below(i + 1);
         ids.swap(i, other);
     }
-    let contexts = rig.upload_raw(&vec![context as u32; seqs])?;
-    let starts = rig.upload_raw(&(0..seqs).map(|s| (s * per_seq) as u32).collect::<Vec<_>>())?;
+    let contexts: Vec<u32> = contexts.iter().map(|&context| context as u32).collect();
+    let (contexts, starts) = (rig.upload_raw(&contexts)?, rig.upload_raw(&starts)?);
     Ok((num_blocks, [contexts, starts, rig.upload_raw(&ids)?]))
 }
 
-fn decode(rig: &mut Rig, seqs: usize, context: usize, layers: usize) -> Outcome<()> {
-    let (num_blocks, [context_lens, block_starts, block_ids]) = tables(rig, seqs, context)?;
+fn decode(rig: &mut Rig, contexts: &[usize], layers: usize, what: &str) -> Outcome<()> {
+    let seqs = contexts.len();
+    let (num_blocks, [context_lens, block_starts, block_ids]) = tables(rig, contexts)?;
     let stride = HEADS.layer_block_len() * layers;
     if num_blocks * stride * 2 > 20 << 30 {
         return Ok(());
@@ -103,23 +118,29 @@ fn decode(rig: &mut Rig, seqs: usize, context: usize, layers: usize) -> Outcome<
     let (query, out) = (rig.noise(seqs * 4096 * 2, 1.0)?, rig.noise(seqs * 4096 * 2, 1.0)?);
     let kernel = PagedAttentionDecode::load(&rig.tools, HEADS)?;
     let rows = rig.upload_raw(&(0..seqs as u32).collect::<Vec<_>>())?;
-    let splits = kernel.splits(seqs, context);
-    let (partial, counters) = kernel.scratch_bytes(seqs, splits);
-    let (partial, counters) =
-        (rig.arena.take("partial", partial)?, rig.arena.take("counters", counters)?);
-    rig.stream.fill(counters, 0)?;
-    let batch = DecodeBatch { num_seqs: seqs, rows, context_lens, block_starts, block_ids, splits };
+    let [partial, counters, plan] = crate::step::scratch(rig, &kernel, seqs)?;
+    let batch = DecodeBatch { num_seqs: seqs, rows, context_lens, block_starts, block_ids };
+    kernel.plan(&rig.stream, plan, &batch, None)?;
     // Layers in turn where there are several, so that a small cache is not read from L2.
     let ms = rig.time(10, || {
         for layer in 0..layers {
             let from = layer * HEADS.layer_block_len() * 2;
             let kv = KvLayer { data: data.slice(from, data.len()), block_stride: stride };
-            kernel.run(&rig.stream, [query, out, partial, counters], kv, &batch, (0.088, None))?;
+            kernel.run(
+                &rig.stream,
+                [query, out, partial, counters, plan],
+                kv,
+                &batch,
+                (0.088, None),
+            )?;
         }
         Ok(())
     })? / layers as f64;
-    let what = format!("{seqs} x {context}, {splits} splits, {layers} layers in a block");
-    line(&what, ms, layer_bytes as f64 / READ_BYTES_PER_S * 1e3);
+    line(
+        &format!("{what}, {layers} layers in a block"),
+        ms,
+        layer_bytes as f64 / READ_BYTES_PER_S * 1e3,
+    );
     Ok(())
 }
 
@@ -129,7 +150,7 @@ fn prefill(
     seqs: usize,
     (len, context): (usize, usize),
 ) -> Outcome<()> {
-    let (num_blocks, [context_lens, block_starts, block_ids]) = tables(rig, seqs, context)?;
+    let (num_blocks, [context_lens, block_starts, block_ids]) = tables(rig, &vec![context; seqs])?;
     let stride = HEADS.layer_block_len();
     let data = rig.noise(num_blocks * stride * 2, 1.0)?;
     let bytes = seqs * len * 4096 * 2;

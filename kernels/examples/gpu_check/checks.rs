@@ -424,7 +424,6 @@ fn decode(rig: &mut Rig, heads: HeadShape, window: Option<usize>) -> Outcome<()>
     let dq = rig.upload(&query)?;
     let order: Vec<u32> = (0..contexts.len() as u32).rev().collect();
     let rows = rig.upload_raw(&order)?;
-    let kernel = PagedAttentionDecode::load(&rig.tools, heads)?;
     let mut expected = vec![0.0; query.len()];
     for (seq, (&context, &row)) in contexts.iter().zip(&order).enumerate() {
         let at = row as usize * cols..(row as usize + 1) * cols;
@@ -437,8 +436,10 @@ fn decode(rig: &mut Rig, heads: HeadShape, window: Option<usize>) -> Outcome<()>
         ));
     }
     let scale = (heads.head_dim as f32).sqrt().recip();
-    for splits in [1, 3, 16] {
-        let (partial, counters) = kernel.scratch_bytes(contexts.len(), splits);
+    // From one block for all to more than there is work for.
+    for num_blocks in [1, 3, 7, 40, usize::MAX] {
+        let kernel = PagedAttentionDecode::load(&rig.tools, heads)?.limited_to(num_blocks);
+        let (partial, counters) = kernel.scratch_bytes(contexts.len());
         let (partial, counters) =
             (rig.arena.take("partial", partial)?, rig.arena.take("counters", counters)?);
         rig.stream.fill(partial, 0xff)?;
@@ -449,19 +450,21 @@ fn decode(rig: &mut Rig, heads: HeadShape, window: Option<usize>) -> Outcome<()>
             context_lens: cache.contexts,
             block_starts: cache.starts,
             block_ids: cache.ids,
-            splits,
         };
+        let plan = rig.arena.take("plan", kernel.plan_bytes(contexts.len()))?;
+        rig.stream.fill(plan, 0xff)?;
+        kernel.plan(&rig.stream, plan, &batch, window)?;
         for round in 0..2 {
             let out = rig.output(query.len() * 2)?;
             kernel.run(
                 &rig.stream,
-                [dq, out.data, partial, counters],
+                [dq, out.data, partial, counters, plan],
                 cache.layer,
                 &batch,
                 (scale, window),
             )?;
             rig.compare(
-                &format!("decode {heads:?} {window:?} splits {splits} round {round}"),
+                &format!("decode {heads:?} {window:?} {num_blocks} blocks round {round}"),
                 &out,
                 &expected,
             )?;

@@ -1,7 +1,7 @@
 //! Checks every CUDA kernel against a reference on this machine's GPU, then times them beside their floors.
 //!
 //! `gpu_check [check|bench|sampling|step] [FAMILY...] [sm80] [ours] [small]`; fails where there is no GPU. `check` takes the families that are named
-//! (rows, skinny_gemm, decode_gemm, blas, attention, sampling), or all. `sm80` keeps to Ampere's instructions; `ours` leaves
+//! (rows, skinny_gemm, decode_gemm, blas, attention, sampling), or all; `bench attention` times that family alone. `sm80` keeps to Ampere's instructions; `ours` leaves
 //! cuBLASLt's kernels out, whose barriers a race checker takes for races; `small` samples from short rows only, for
 //! a race checker takes hours over long ones; `sampling` alone checks and times that family.
 #![expect(clippy::print_stdout, reason = "a report for a terminal")]
@@ -47,8 +47,11 @@ fn main() -> Outcome<()> {
     }
     if all || has("bench") {
         let mut rig = Rig::new(Dtype::Bf16, ampere_path, 24 << 30)?;
-        bench::all(&mut rig)?;
-        sampling::bench(&mut rig)?;
+        bench::attention(&mut rig)?;
+        if !has("attention") {
+            bench::rows_and_products(&mut rig)?;
+            sampling::bench(&mut rig)?;
+        }
     }
     if all || has("step") {
         let mut rig = Rig::new(Dtype::Bf16, ampere_path, 60 << 30)?;

@@ -8,7 +8,7 @@ use stallfree_kernels::cuda::{
     RmsNorm, RopeKvWrite,
 };
 
-use crate::bench::{HEADS, line};
+use crate::bench::{HEADS, line, tables};
 use crate::rig::{FLOPS, Outcome, READ_BYTES_PER_S, Rig};
 use crate::sampling::Ready;
 
@@ -58,21 +58,30 @@ pub(crate) fn all(rig: &mut Rig) -> Outcome<()> {
     Ok(())
 }
 
+/// Takes what attention needs beside its operands.
+pub(crate) fn scratch(
+    rig: &mut Rig,
+    attention: &PagedAttentionDecode,
+    seqs: usize,
+) -> Outcome<[DeviceSlice; 3]> {
+    let (partial, counters) = attention.scratch_bytes(seqs);
+    let partial = rig.arena.take("partial", partial)?;
+    let counters = rig.arena.take("counters", counters)?;
+    rig.stream.fill(counters, 0)?;
+    Ok([partial, counters, rig.arena.take("plan", attention.plan_bytes(seqs))?])
+}
+
 fn step(rig: &mut Rig, weights: &Weights, seqs: usize, context: usize) -> Outcome<()> {
     let per_seq = context.div_ceil(16);
-    let num_blocks = seqs * per_seq;
+    let (num_blocks, [context_lens, block_starts, block_ids]) = tables(rig, &vec![context; seqs])?;
     // Block-major: all layers of a block together.
     let stride = HEADS.layer_block_len() * LAYERS;
     let cache = rig.noise(num_blocks * stride * 2, 1.0)?;
     let as_u32 = |n: usize| n as u32;
     let positions = rig.upload_raw(&vec![as_u32(context - 1); seqs])?;
-    let context_lens = rig.upload_raw(&vec![as_u32(context); seqs])?;
     let slots = rig.upload_raw(
         &(0..seqs).map(|s| as_u32(s * per_seq * 16 + context - 1)).collect::<Vec<_>>(),
     )?;
-    let block_starts =
-        rig.upload_raw(&(0..seqs).map(|s| as_u32(s * per_seq)).collect::<Vec<_>>())?;
-    let block_ids = rig.upload_raw(&(0..as_u32(num_blocks)).collect::<Vec<_>>())?;
     let rows = rig.upload_raw(&(0..as_u32(seqs)).collect::<Vec<_>>())?;
     let inv_freq =
         rig.upload_raw(&(0..64).map(|i| 500_000f32.powf(-(i as f32) / 64.0)).collect::<Vec<_>>())?;
@@ -90,12 +99,8 @@ fn step(rig: &mut Rig, weights: &Weights, seqs: usize, context: usize) -> Outcom
     let greedy = Ready::greedy(rig, seqs, VOCAB, logits)?;
     let workspace = rig.arena.take("products", 36 << 20)?;
     let products = RefCell::new(Products::new(&rig.tools, &rig.stream, workspace)?);
-    let splits = attention.splits(seqs, context);
-    let (partial, counters) = attention.scratch_bytes(seqs, splits);
-    let (partial, counters) =
-        (rig.arena.take("partial", partial)?, rig.arena.take("counters", counters)?);
-    rig.stream.fill(counters, 0)?;
-    let batch = DecodeBatch { num_seqs: seqs, rows, context_lens, block_starts, block_ids, splits };
+    let [partial, counters, plan] = scratch(rig, &attention, seqs)?;
+    let batch = DecodeBatch { num_seqs: seqs, rows, context_lens, block_starts, block_ids };
     let dtype = rig.dtype();
     let product = |w, [x, y]: [DeviceSlice; 2], (out, inner), output, epilogue| -> Outcome<()> {
         let shape = ProductShape { rows: seqs, out, inner, output, epilogue };
@@ -108,6 +113,7 @@ fn step(rig: &mut Rig, weights: &Weights, seqs: usize, context: usize) -> Outcom
         let s = &rig.stream;
         gather.run(s, [weights.head, tokens, residual], (tokens, 0..VOCAB), seqs, HIDDEN)?;
         rope.fill_table(s, [positions, inv_freq, table], seqs)?;
+        attention.plan(s, plan, &batch, None)?;
         for (i, layer) in weights.layers.iter().enumerate() {
             let before = if i == 0 {
                 [residual, layer.norms[0], normed]
@@ -119,7 +125,8 @@ fn step(rig: &mut Rig, weights: &Weights, seqs: usize, context: usize) -> Outcom
             let from = i * HEADS.layer_block_len() * 2;
             let kv = KvLayer { data: cache.slice(from, cache.len()), block_stride: stride };
             rope.run(s, [qkv, table, slots, query], kv, None, seqs)?;
-            attention.run(s, [query, attended, partial, counters], kv, &batch, (0.088, None))?;
+            let operands = [query, attended, partial, counters, plan];
+            attention.run(s, operands, kv, &batch, (0.088, None))?;
             linear(layer.o, [attended, projected], (HIDDEN, HIDDEN))?;
             norm.run(s, [projected, layer.norms[1], normed], Some(residual), seqs, 1e-5)?;
             product(layer.gate_up, [normed, ffn], (FFN, HIDDEN), dtype, Epilogue::SiluMul)?;

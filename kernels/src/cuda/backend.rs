@@ -19,7 +19,7 @@ use super::exchange::{Exchange, column_share};
 use super::kv_block::KvBlock;
 use super::must;
 use super::peers::Then;
-use super::recordings::{Recording, Recordings, padded_context, padded_seqs, shapes};
+use super::recordings::{Recording, Recordings, padded_seqs, sizes};
 use super::step::{Padding, Staging, Step, tiles};
 use super::upload::WeightUpload;
 use super::{
@@ -28,8 +28,7 @@ use super::{
     RopeKvWrite, Sample, SampleOperands, SamplePart, SiluMul, Toolchain,
 };
 use crate::{
-    AttentionSpec, Backend, KernelError, KvSpec, QkNorm, SampleRows, StepInputs, StepShape,
-    WeightTensor,
+    AttentionSpec, Backend, KernelError, KvSpec, QkNorm, SampleRows, StepInputs, WeightTensor,
 };
 
 /// Bytes of a step's inputs: token ids, positions, slots, block tables.
@@ -85,8 +84,8 @@ pub struct CudaBackend {
     attention: HashMap<HeadShape, Attention>,
     /// This step's tiles of chunks, and for which heads.
     tiles: Option<(HeadShape, DeviceSlice, usize)>,
-    /// How many blocks share a head of a sequence in this step, for heads of this shape.
-    splits: Option<(HeadShape, usize)>,
+    /// How this step's attention of single tokens is shared out, for heads of a shape that see so far.
+    plans: HashMap<(HeadShape, Option<usize>), DeviceSlice>,
     /// The rope whose table holds this step's angles.
     angles_of: Option<DeviceSlice>,
     host: Vec<f32>,
@@ -190,7 +189,7 @@ impl CudaBackend {
             norms: HashMap::new(),
             attention: HashMap::new(),
             tiles: None,
-            splits: None,
+            plans: HashMap::new(),
             angles_of: None,
             host: Vec::new(),
             recordings: Recordings::default(),
@@ -339,20 +338,18 @@ impl CudaBackend {
         Padding { rows: to - num_rows, block, slot }
     }
 
-    /// Returns the shape of a step of single tokens.
-    fn shape(&self) -> Option<StepShape> {
-        let (batch, context) = self.step().singles()?;
-        let context = padded_context(context);
-        let shape = StepShape { num_seqs: batch.num_seqs, context };
-        self.staging.chunks.is_empty().then_some(shape)
+    /// Returns how many sequences a step of single tokens has.
+    fn num_singles(&self) -> Option<usize> {
+        let batch = self.step().singles()?;
+        self.staging.chunks.is_empty().then_some(batch.num_seqs)
     }
 
-    fn capture(&mut self, shape: StepShape, ops: &dyn Fn(&mut Self) -> CudaTensor) {
+    fn capture(&mut self, num_seqs: usize, ops: &dyn Fn(&mut Self) -> CudaTensor) {
         must(begin_capture(&self.stream));
         let result = ops(self);
         let graph = must(end_capture(&self.stream));
         let activations = self.activations.clone();
-        self.recordings.insert(shape, Recording { graph, result, activations });
+        self.recordings.insert(num_seqs, Recording { graph, result, activations });
     }
 
     /// Cuts off the rows that a step was filled up with.
@@ -448,7 +445,7 @@ impl Backend for CudaBackend {
         self.activations.clear();
         self.angles_of = None;
         self.tiles = None;
-        self.splits = None;
+        self.plans.clear();
         self.chosen.begin_step();
         let padding = self.padding(inputs);
         let step = self.staging.upload(&self.stream, self.inputs, inputs, padding);
@@ -546,16 +543,17 @@ impl Backend for CudaBackend {
         let out = self.take(query.rows, query.cols);
         let settings = (spec.scale, spec.sliding_window);
         let kernels = &self.attention[&heads];
-        if let Some((mut batch, context)) = step.singles() {
-            batch.splits = match self.splits {
-                Some((for_heads, splits)) if for_heads == heads => splits,
-                _ => kernels.decode.splits(batch.num_seqs, padded_context(context)),
-            };
-            self.splits = Some((heads, batch.splits));
-            let (partial, counters) = kernels.decode.scratch_bytes(batch.num_seqs, batch.splits);
+        if let Some(batch) = step.singles() {
+            let plan = *self.plans.entry((heads, spec.sliding_window)).or_insert_with(|| {
+                let bytes = kernels.decode.plan_bytes(batch.num_seqs);
+                let plan = must(self.activations.take_for_step(bytes));
+                must(kernels.decode.plan(&self.stream, plan, &batch, spec.sliding_window));
+                plan
+            });
+            let (partial, counters) = kernels.decode.scratch_bytes(batch.num_seqs);
             let partial = must(self.activations.take_bytes(partial));
             let counters = self.counters.slice(0, counters);
-            let operands = [query.data, out.data, partial, counters];
+            let operands = [query.data, out.data, partial, counters, plan];
             must(kernels.decode.run(&self.stream, operands, kv, &batch, settings));
         }
         if !self.staging.chunks.is_empty() {
@@ -672,37 +670,38 @@ impl Backend for CudaBackend {
         must(self.chosen.download(&self.stream))
     }
 
-    fn recorded_shapes(&self, num_seqs: usize, context: usize) -> Vec<StepShape> {
-        if self.config.records { shapes(num_seqs, context) } else { Vec::new() }
+    fn recorded_sizes(&self, num_seqs: usize) -> Vec<usize> {
+        if self.config.records { sizes(num_seqs) } else { Vec::new() }
     }
 
     fn record(&mut self, ops: &dyn Fn(&mut Self) -> CudaTensor) -> CudaTensor {
-        let Some(shape) = self.shape() else { return ops(self) };
-        if !self.config.records || !self.recordings.has_run(shape.num_seqs) {
+        let Some(num_seqs) = self.num_singles() else { return ops(self) };
+        if !self.config.records || !self.recordings.has_run(num_seqs) {
             let result = ops(self);
             return self.without_padding(result);
         }
-        if self.recordings.get(shape).is_none() {
-            self.capture(shape, ops);
+        if self.recordings.get(num_seqs).is_none() {
+            self.capture(num_seqs, ops);
         }
-        let recording = must(self.recordings.get(shape).ok_or("a recording is gone"));
+        let recording = must(self.recordings.get(num_seqs).ok_or("a recording is gone"));
         must(recording.graph.launch(&self.stream));
         self.activations = recording.activations.clone();
         self.without_padding(recording.result)
     }
 
     fn prepare(&mut self, ops: &dyn Fn(&mut Self) -> CudaTensor) {
-        let Some(shape) = self.shape() else { return };
-        if !self.recordings.has_run(shape.num_seqs) {
+        let Some(num_seqs) = self.num_singles() else { return };
+        if !self.recordings.has_run(num_seqs) {
             // Compiles, loads and chooses, which is no time to wait for others.
             let joined = self.exchange.take();
             ops(self);
             self.exchange = joined;
             self.activations.clear();
             self.angles_of = None;
+            self.plans.clear();
         }
-        if self.recordings.get(shape).is_none() {
-            self.capture(shape, ops);
+        if self.recordings.get(num_seqs).is_none() {
+            self.capture(num_seqs, ops);
         }
     }
 

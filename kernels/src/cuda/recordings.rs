@@ -1,4 +1,4 @@
-//! Steps of single tokens, recorded as graphs: few shapes stand for all.
+//! Steps of single tokens, recorded as graphs: few numbers of sequences stand for all.
 
 use std::collections::{HashMap, HashSet};
 
@@ -6,12 +6,11 @@ use stallfree_device::Graph;
 
 use super::TIMED_ROWS;
 use super::activations::{Activations, CudaTensor};
-use crate::StepShape;
 
-/// Recorded steps by their shape.
+/// Recorded steps by their number of sequences.
 #[derive(Debug, Default)]
 pub(super) struct Recordings {
-    graphs: HashMap<StepShape, Recording>,
+    graphs: HashMap<usize, Recording>,
     /// Numbers of sequences that have run as they are: all that they need is compiled, loaded and chosen.
     seen: HashSet<usize>,
 }
@@ -24,18 +23,13 @@ pub(super) struct Recording {
     pub(super) activations: Activations,
 }
 
-/// The shortest context that steps are recorded for.
-const MIN_CONTEXT: usize = 512;
-/// The longest context that steps are recorded for ahead of time: each shape takes milliseconds and a MiB or two.
-const MAX_CONTEXT: usize = 4096;
-
 impl Recordings {
-    pub(super) fn get(&self, shape: StepShape) -> Option<&Recording> {
-        self.graphs.get(&shape)
+    pub(super) fn get(&self, num_seqs: usize) -> Option<&Recording> {
+        self.graphs.get(&num_seqs)
     }
 
-    pub(super) fn insert(&mut self, shape: StepShape, recording: Recording) {
-        self.graphs.insert(shape, recording);
+    pub(super) fn insert(&mut self, num_seqs: usize, recording: Recording) {
+        self.graphs.insert(num_seqs, recording);
     }
 
     /// Takes note that a step of so many sequences runs, and returns whether one did before.
@@ -59,45 +53,25 @@ pub(super) fn padded_seqs(num_seqs: usize) -> usize {
     }
 }
 
-/// Returns the longest context of the shape that a context of `context` belongs to.
-pub(super) const fn padded_context(context: usize) -> usize {
-    if context <= MIN_CONTEXT { MIN_CONTEXT } else { context.next_power_of_two() }
-}
-
-/// Returns the shapes up to `num_seqs` and `context`, but for contexts so long that they are better recorded when they come. The most
-/// sequences come first: they need the most memory.
-pub(super) fn shapes(num_seqs: usize, context: usize) -> Vec<StepShape> {
-    let mut counts: Vec<usize> = (1..=num_seqs).map(padded_seqs).collect();
-    counts.dedup();
-    let last = padded_context(context.min(MAX_CONTEXT));
-    let doubled = |context: &usize| Some(context * 2);
-    let contexts = std::iter::successors(Some(MIN_CONTEXT), doubled).take_while(|&c| c <= last);
-    let contexts: Vec<usize> = contexts.collect();
-    counts
-        .into_iter()
-        .rev()
-        .flat_map(|num_seqs| contexts.iter().map(move |&context| StepShape { num_seqs, context }))
-        .collect()
+/// Returns the numbers of sequences with which steps of up to `num_seqs` are run. The most come first: they need the most memory.
+pub(super) fn sizes(num_seqs: usize) -> Vec<usize> {
+    let mut sizes: Vec<usize> = (1..=num_seqs).rev().map(padded_seqs).collect();
+    sizes.dedup();
+    sizes
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{STEP_MULTIPLE, padded_context, padded_seqs, shapes};
+    use super::{STEP_MULTIPLE, padded_seqs, sizes};
 
     #[test]
-    fn every_step_has_a_shape() {
-        let shapes = shapes(300, 5000);
+    fn every_step_has_a_size() {
+        let sizes = sizes(300);
         for num_seqs in 1..=300 {
-            for context in [1, 511, 512, 513, 4096] {
-                let shape = crate::StepShape {
-                    num_seqs: padded_seqs(num_seqs),
-                    context: padded_context(context),
-                };
-                assert!(shape.num_seqs >= num_seqs && shape.context >= context, "{shape:?}");
-                assert!(shapes.contains(&shape), "{shape:?}");
-                assert!(shape.num_seqs - num_seqs < STEP_MULTIPLE, "{shape:?}");
-            }
+            let size = padded_seqs(num_seqs);
+            assert!(size >= num_seqs && size - num_seqs < STEP_MULTIPLE, "{num_seqs}: {size}");
+            assert!(sizes.contains(&size), "{num_seqs}: {size}");
         }
-        assert!(shapes.len() < 200, "{}", shapes.len());
+        assert!(sizes.is_sorted_by(|a, b| a > b) && sizes.len() < 50, "{sizes:?}");
     }
 }

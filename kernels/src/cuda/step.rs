@@ -17,8 +17,6 @@ pub(super) struct Step {
     pub(super) positions: DeviceSlice,
     pub(super) slot_mapping: DeviceSlice,
     singles: Seqs,
-    /// The longest context of a single token.
-    max_context: usize,
     chunks: Seqs,
     /// The chunks' tokens in the cache.
     chunk_keys: usize,
@@ -143,7 +141,6 @@ impl Staging {
             let (what, left) = ("a step's inputs".to_owned(), region.len());
             return Err(DeviceError::ArenaFull { what, bytes: num_words * 4, left });
         }
-        let max_context = singles.clone().map(|seq| seq.context_len).max().unwrap_or(0);
         let write = |words: &mut [u32]| {
             let mut lists = Lists { words, region, next: 0 };
             Step {
@@ -153,7 +150,6 @@ impl Staging {
                 positions: lists.add(&inputs.positions, 0, num_tokens),
                 slot_mapping: lists.add(&inputs.slot_mapping, padding.slot, num_tokens),
                 singles: lists.add_seqs(num_singles, singles),
-                max_context,
                 chunks: lists.add_seqs(num_chunks, chunks),
                 chunk_keys: self.chunks.iter().map(|&(_, context_len)| context_len).sum(),
                 block_ids: lists.add(&inputs.block_ids, padding.block, last_block + 1),
@@ -178,16 +174,14 @@ impl Staging {
 }
 
 impl Step {
-    /// Returns the sequences with one token each, and their longest context.
-    pub(super) const fn singles(&self) -> Option<(DecodeBatch, usize)> {
+    /// Returns the sequences with one token each.
+    pub(super) const fn singles(&self) -> Option<DecodeBatch> {
         let Seqs { num, rows, context_lens, block_starts, .. } = self.singles;
         if num == 0 {
             return None;
         }
         let block_ids = self.block_ids;
-        let batch =
-            DecodeBatch { num_seqs: num, rows, context_lens, block_starts, block_ids, splits: 1 };
-        Some((batch, self.max_context))
+        Some(DecodeBatch { num_seqs: num, rows, context_lens, block_starts, block_ids })
     }
 
     /// Returns the sequences with chunks, once `tiles` are uploaded.

@@ -86,7 +86,7 @@ pub(crate) fn executor(
         gpu_memory_utilization: 0.9,
         max_kv_tokens: settings.num_blocks * BLOCK_SIZE,
         max_tokens: member.max_num_batched_tokens.max(settings.max_num_seqs),
-        recorded: (settings.max_num_seqs, settings.max_model_len),
+        max_recorded_seqs: settings.max_num_seqs,
     };
     Ok(start_cuda(checkpoint, &config, &LoadOptions::default(), &|_, _| ())?.0)
 }

@@ -66,7 +66,7 @@ pub(super) fn backend_config(
         weight_bytes: weight_bytes(model, part, max_tokens),
         max_tokens,
         activation_bytes: activation_bytes(model, part, max_tokens),
-        records: config.recorded.0 > 0,
+        records: config.max_recorded_seqs > 0,
     }
 }
 
