@@ -31,6 +31,16 @@ DEVICE int quads_of(int context, int window) {
   return ((context + 15) / 16 - first / 16 + WARPS - 1) / WARPS;
 }
 
+// Where a block is on the line.
+struct Place {
+  // num_seqs if there is nothing left.
+  int seq, kv_head, quad;
+  // The quads of a share; negative if it ends with the head.
+  int share;
+  // The sequence's: with the rest, for a block that begins to wait for one load less.
+  u32 row, context_len, block_start, padding;
+};
+
 // The sum of `own` over all threads before this one, and over all.
 DEVICE u32 sum_before(u32 own, u32* sums, u32& all) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -58,10 +68,10 @@ DEVICE u32 sum_before(u32 own, u32* sums, u32& all) {
 // Cuts the line of all quads, a sequence's heads one after the other, into equal shares for `num_blocks` blocks. Where shares hardly grow by
 // it, each is of one head instead: two parts of two heads take longer to begin and to end than one of their length.
 //
-// plan: where each block begins: its sequence (num_seqs if there is nothing left), KV head and quad, and the quads of a share, negative if
-// it ends with the head; starts: [num_seqs + 1], quads, or shares, of one head of all sequences before; context_lens: at least 1.
+// plan: where each block begins; starts: [num_seqs + 1], quads, or shares, of one head of all sequences before; the others are as below.
 KERNEL void __launch_bounds__(PLANNERS)
-    paged_attention_plan(int4* plan, u32* starts, const u32* context_lens, int num_seqs, int num_blocks, int window) {
+    paged_attention_plan(Place* plan, u32* starts, const u32* rows, const u32* context_lens, const u32* block_starts, int num_seqs,
+                         int num_blocks, int window) {
   __shared__ u32 sums[PLANNERS / 32];
   start_next();
   wait_previous();
@@ -99,8 +109,8 @@ KERNEL void __launch_bounds__(PLANNERS)
       else end = middle;
     }
     const u32 units = starts[seq + 1] - starts[seq], rest = place - starts[seq] * NUM_KV_HEADS;
-    const bool has_some = place < all * NUM_KV_HEADS;
-    plan[block] = make_int4(has_some ? seq : num_seqs, rest / units, rest % units * unit, is_whole ? -(int)share : (int)share);
+    plan[block] = {place < all * NUM_KV_HEADS ? seq : num_seqs, (int)(rest / units), (int)(rest % units * unit),
+                   is_whole ? -(int)share : (int)share, rows[seq], context_lens[seq], block_starts[seq], 0};
   }
 }
 
@@ -255,8 +265,8 @@ DEVICE void put_together(const Shared& shared, Take take) {
 }
 
 // Merges `used` parts, of which part i is at place(i): their weights first, a warp a head, then one pass over their results.
-template <typename Place>
-DEVICE void merge(float* weights, const float4* parts, const float2* stats, int used, Place place, uint2* results) {
+template <typename PlaceOf>
+DEVICE void merge(float* weights, const float4* parts, const float2* stats, int used, PlaceOf place, uint2* results) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   for (int head = warp; head < GROUP; head += WARPS) {
     float whole = NEG_INF, total = 0.f;
@@ -284,63 +294,63 @@ DEVICE void merge(float* weights, const float4* parts, const float2* stats, int 
 // last block to come merges all parts.
 //
 // query, out: [num_tokens, NUM_KV_HEADS GROUP HEAD_DIM]; rows: each sequence's row of them; kv: this layer's part of block 0; plan: as
-// above. partial: floats [blocks, 2, GROUP, HEAD_DIM], for the part that a block begins with and for one that begins later, then pairs
-// (max, sum) for each of their heads; counters: [num_seqs, NUM_KV_HEADS], zero between launches.
+// above; context_lens: at least 1. partial: floats [blocks, 2, GROUP, HEAD_DIM], for the part that a block begins with and for one that
+// begins later, then pairs (max, sum) for each of their heads; counters: [num_seqs, NUM_KV_HEADS], zero between launches.
 KERNEL void __launch_bounds__(WARPS * 32)
-    paged_attention_decode(const elem* query, const elem* kv, elem* out, float* partial, u32* counters, const int4* plan,
+    paged_attention_decode(const elem* query, const elem* kv, elem* out, float* partial, u32* counters, const Place* plan,
                            const u32* rows, const u32* context_lens, const u32* block_starts, const u32* block_ids,
                            long long block_stride, float scale, int window, int num_seqs) {
   extern __shared__ float4 shared_bytes[];
   Shared& shared = *(Shared*)shared_bytes;
-  // Where the block is on the line; in shared memory, because attending needs the registers.
-  __shared__ int seq, kv_head, quad, done, share, is_whole, is_last;
+  // In shared memory, because attending needs the registers.
+  __shared__ Place at;
+  __shared__ int done, is_last;
   start_next();
   wait_previous();
-  if (threadIdx.x == 0) {
-    const int4 start = plan[blockIdx.x];
-    seq = start.x, kv_head = start.y, quad = start.z, share = abs(start.w), is_whole = start.w < 0, done = 0;
-  }
+  if (threadIdx.x < 2) ((uint4*)&at)[threadIdx.x] = ((const uint4*)&plan[blockIdx.x])[threadIdx.x];
+  if (threadIdx.x == 0) done = 0;
   __syncthreads();
-  while (done < share && seq < num_seqs) {
-    auto first_head = [&] { return ((u64)rows[seq] * NUM_KV_HEADS + kv_head) * GROUP * HEAD_DIM; };
+  auto share = [&] { return abs(at.share); };
+  while (done < share() && at.seq < num_seqs) {
+    auto first_head = [&] { return ((u64)at.row * NUM_KV_HEADS + at.kv_head) * GROUP * HEAD_DIM; };
     {
-      const int context = context_lens[seq], first = window > 0 ? max(context - window, 0) : 0;
-      const int first_tile = first / 16 + quad * WARPS;
+      const int context = at.context_len, first = window > 0 ? max(context - window, 0) : 0;
+      const int first_tile = first / 16 + at.quad * WARPS;
       // Past the last tile where the share goes on with other keys.
-      const int2 tiles = make_int2(first_tile, min(first_tile + (share - done) * WARPS, (context + 15) / 16));
-      attend(shared, query + first_head(), kv, block_ids + block_starts[seq], kv_head, tiles, make_int2(first, context),
-             block_stride, scale);
+      const int2 tiles = make_int2(first_tile, min(first_tile + (share() - done) * WARPS, (context + 15) / 16));
+      attend(shared, query + first_head(), kv, block_ids + at.block_start, at.kv_head, tiles, make_int2(first, context), block_stride,
+             scale);
     }
     __syncthreads();
-    const int quads = quads_of(context_lens[seq], window), count = min(share - done, quads - quad);
+    const int quads = quads_of(at.context_len, window), count = min(share() - done, quads - at.quad);
     uint2* results = (uint2*)(out + first_head());
     if (count == quads) {
-      put_together(shared, [&](int at, float4 value, float, float total) {
+      put_together(shared, [&](int i, float4 value, float, float total) {
         const float scale = 1.f / total;
-        results[at] = make_uint2(pack(value.x * scale, value.y * scale), pack(value.z * scale, value.w * scale));
+        results[i] = make_uint2(pack(value.x * scale, value.y * scale), pack(value.z * scale, value.w * scale));
       });
     } else {
       float4* parts = (float4*)partial;
       float2* stats = (float2*)(partial + (u64)gridDim.x * 2 * GROUP * HEAD_DIM);
       const u64 own = blockIdx.x * 2 + (done > 0);
-      put_together(shared, [&](int at, float4 value, float whole, float total) {
-        parts[own * QUADS + at] = value;
-        if (at % HEAD_QUADS == 0) stats[own * GROUP + at / HEAD_QUADS] = make_float2(whole, total);
+      put_together(shared, [&](int i, float4 value, float whole, float total) {
+        parts[own * QUADS + i] = value;
+        if (i % HEAD_QUADS == 0) stats[own * GROUP + i / HEAD_QUADS] = make_float2(whole, total);
       });
       // Where the head's quads begin on the line, and which blocks have some of them: all before have whole shares.
-      const u32 begin = blockIdx.x * share + done - quad, first_block = begin / share;
-      const int used = (begin + quads - 1) / share - first_block + 1;
+      const u32 begin = blockIdx.x * share() + done - at.quad, first_block = begin / share();
+      const int used = (begin + quads - 1) / share() - first_block + 1;
       __threadfence();
       __syncthreads();
       if (threadIdx.x == 0) {
-        u32* counter = &counters[seq * NUM_KV_HEADS + kv_head];
+        u32* counter = &counters[at.seq * NUM_KV_HEADS + at.kv_head];
         is_last = atomicAdd(counter, 1u) == (u32)used - 1;
         if (is_last) *counter = 0;
       }
       __syncthreads();
       if (is_last) {
         __threadfence();
-        const u64 later = first_block * share < begin;
+        const u64 later = first_block * share() < begin;
         auto place = [&](int i) { return ((u64)first_block + i) * 2 + (i == 0 ? later : 0); };
         merge(shared.out[0][0], parts, stats, used, place, results);
       }
@@ -348,8 +358,10 @@ KERNEL void __launch_bounds__(WARPS * 32)
     // What is in shared memory has been read.
     __syncthreads();
     if (threadIdx.x == 0) {
-      done += is_whole ? share : count, quad = 0;
-      if (++kv_head == NUM_KV_HEADS) kv_head = 0, seq++;
+      done += at.share < 0 ? share() : count, at.quad = 0;
+      if (++at.kv_head == NUM_KV_HEADS && ++at.seq < num_seqs) {
+        at.kv_head = 0, at.row = rows[at.seq], at.context_len = context_lens[at.seq], at.block_start = block_starts[at.seq];
+      }
     }
     __syncthreads();
   }

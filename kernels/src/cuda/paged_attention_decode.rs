@@ -22,6 +22,19 @@ pub struct DecodeBatch {
     pub block_ids: DeviceSlice,
 }
 
+impl DecodeBatch {
+    fn check_lens(&self) -> Result<(), CudaError> {
+        for (name, slice) in [
+            ("rows", self.rows),
+            ("context_lens", self.context_lens),
+            ("block_starts", self.block_starts),
+        ] {
+            check_len(name, slice, self.num_seqs, 4)?;
+        }
+        Ok(())
+    }
+}
+
 /// Attention of single tokens.
 #[derive(Debug)]
 pub struct PagedAttentionDecode {
@@ -34,6 +47,9 @@ pub struct PagedAttentionDecode {
 
 /// The most bytes of partial results, however many sequences.
 pub const DECODE_SCRATCH_BYTES: usize = 24 << 20;
+
+/// Bytes of a plan that say where a block begins.
+const PLACE_BYTES: usize = 32;
 
 /// Threads that share the work out.
 const PLANNERS: usize = 512;
@@ -82,7 +98,7 @@ impl PagedAttentionDecode {
     /// Returns the bytes of a plan.
     #[must_use]
     pub const fn plan_bytes(&self, num_seqs: usize) -> usize {
-        self.num_blocks * 16 + (num_seqs + 1) * 4
+        self.num_blocks * PLACE_BYTES + (num_seqs + 1) * 4
     }
 
     /// Returns the bytes of the two scratch ranges: partial results, and counters that start as zeros.
@@ -104,12 +120,14 @@ impl PagedAttentionDecode {
         window: Option<usize>,
     ) -> Result<(), CudaError> {
         check_len("plan", plan, self.plan_bytes(batch.num_seqs), 1)?;
-        check_len("context_lens", batch.context_lens, batch.num_seqs, 4)?;
+        batch.check_lens()?;
         let launch = Launch { grid: (1, 1, 1), threads: PLANNERS, shared_bytes: 0, overlap: true };
         let args = [
             plan.into(),
-            plan.slice(self.num_blocks * 16, (batch.num_seqs + 1) * 4).into(),
+            plan.slice(self.num_blocks * PLACE_BYTES, (batch.num_seqs + 1) * 4).into(),
+            batch.rows.into(),
             batch.context_lens.into(),
+            batch.block_starts.into(),
             Arg::from(batch.num_seqs),
             Arg::from(self.num_blocks),
             Arg::from(window.unwrap_or(0)),
@@ -141,13 +159,7 @@ impl PagedAttentionDecode {
         check_len("partial", partial, partial_bytes, 1)?;
         check_len("counters", counters, counter_bytes, 1)?;
         check_len("plan", plan, self.plan_bytes(batch.num_seqs), 1)?;
-        for (name, slice) in [
-            ("rows", batch.rows),
-            ("context_lens", batch.context_lens),
-            ("block_starts", batch.block_starts),
-        ] {
-            check_len(name, slice, batch.num_seqs, 4)?;
-        }
+        batch.check_lens()?;
         let launch = Launch {
             grid: (self.num_blocks, 1, 1),
             threads: WARPS * 32,
