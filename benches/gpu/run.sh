@@ -85,6 +85,7 @@ for part in $parts; do
         fi
         ;;
     bench)
+        # The folder has the model's shape, but allows contexts that rows of 8,192 and 16,000 tokens need.
         step bench-kernels 300 "$here/gpu_check" bench
         step bench-hand-over 300 "$here/gpu_hand_over" measure "$here/llama-3-8b"
         step bench-step 600 "$here/stallfree" bench step "$here/llama-3-8b" --load-format dummy --device cuda --result-dir "$out"

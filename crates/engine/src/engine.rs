@@ -300,6 +300,7 @@ impl Engine {
                 }
             }
         }
+        debug_assert!(self.news.is_empty(), "nobody has news while they are passed on");
         // Its memory serves the next step.
         self.news = all_news;
         if let Some(membership) = &mut self.membership {

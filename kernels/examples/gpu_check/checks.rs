@@ -100,7 +100,7 @@ fn attention(rig: &mut Rig) -> Outcome<()> {
         let heads = HeadShape { num_heads, num_kv_heads, head_dim, block_size };
         rope(rig, heads, head_dim == 128)?;
         for window in [None, Some(37)] {
-            decode(rig, heads, window)?;
+            decode(rig, heads, window, &[1, 16, 17, 63, 300, 1025])?;
             let ragged = [(1, 1), (5, 5), (70, 133), (1, 200), (33, 33), (129, 300), (150, 700)];
             prefill(rig, heads, window, &ragged)?;
             // More tiles than a GPU has multiprocessors.
@@ -108,6 +108,12 @@ fn attention(rig: &mut Rig) -> Outcome<()> {
         }
         rig.arena.reset_to(mark);
     }
+    // More sequences than there are threads that share the work out.
+    let heads = HeadShape { num_heads: 6, num_kv_heads: 2, head_dim: 64, block_size: 16 };
+    let mut contexts: Vec<usize> = (0..600).map(|seq| 1 + seq * 7 % 90).collect();
+    contexts[444] = 3000;
+    decode(rig, heads, None, &contexts)?;
+    rig.arena.reset_to(mark);
     Ok(())
 }
 
@@ -416,10 +422,14 @@ fn attend_token(
         .collect()
 }
 
-fn decode(rig: &mut Rig, heads: HeadShape, window: Option<usize>) -> Outcome<()> {
-    let contexts = [1, 16, 17, 63, 300, 1025];
+fn decode(
+    rig: &mut Rig,
+    heads: HeadShape,
+    window: Option<usize>,
+    contexts: &[usize],
+) -> Outcome<()> {
     let cols = heads.num_heads * heads.head_dim;
-    let cache = cache(rig, heads, &contexts)?;
+    let cache = cache(rig, heads, contexts)?;
     let query = rig.random(contexts.len() * cols, 1.0);
     let dq = rig.upload(&query)?;
     let order: Vec<u32> = (0..contexts.len() as u32).rev().collect();
@@ -437,7 +447,7 @@ fn decode(rig: &mut Rig, heads: HeadShape, window: Option<usize>) -> Outcome<()>
     }
     let scale = (heads.head_dim as f32).sqrt().recip();
     // From one block for all to more than there is work for.
-    for num_blocks in [1, 3, 7, 40, usize::MAX] {
+    for num_blocks in [1, 3, 7, 40, 10_000] {
         let kernel = PagedAttentionDecode::load(&rig.tools, heads)?.limited_to(num_blocks);
         let (partial, counters) = kernel.scratch_bytes(contexts.len());
         let (partial, counters) =
@@ -464,7 +474,7 @@ fn decode(rig: &mut Rig, heads: HeadShape, window: Option<usize>) -> Outcome<()>
                 (scale, window),
             )?;
             rig.compare(
-                &format!("decode {heads:?} {window:?} {num_blocks} blocks round {round}"),
+                &format!("decode {heads:?} {window:?} at most {num_blocks} blocks round {round}"),
                 &out,
                 &expected,
             )?;

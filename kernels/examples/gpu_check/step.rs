@@ -79,6 +79,7 @@ fn step(rig: &mut Rig, weights: &Weights, seqs: usize, context: usize) -> Outcom
     let cache = rig.noise(num_blocks * stride * 2, 1.0)?;
     let as_u32 = |n: usize| n as u32;
     let positions = rig.upload_raw(&vec![as_u32(context - 1); seqs])?;
+    // Into any block: only the time counts.
     let slots = rig.upload_raw(
         &(0..seqs).map(|s| as_u32(s * per_seq * 16 + context - 1)).collect::<Vec<_>>(),
     )?;

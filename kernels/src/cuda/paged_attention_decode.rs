@@ -4,8 +4,15 @@ use stallfree_device::{Arg, DeviceSlice, Dtype, Function, Launch, Stream};
 
 use super::{Build, CudaError, HeadShape, KvLayer, Toolchain, check_len};
 
+// As in the source.
 /// Warps of a block, each with its own keys.
 const WARPS: usize = 4;
+
+/// Bytes of a plan that say where a block begins.
+const PLACE_BYTES: usize = 32;
+
+/// Threads that share the work out.
+const PLANNERS: usize = 512;
 
 /// Sequences with one token each this step.
 #[derive(Clone, Copy, Debug)]
@@ -48,12 +55,6 @@ pub struct PagedAttentionDecode {
 /// The most bytes of partial results, however many sequences.
 pub const DECODE_SCRATCH_BYTES: usize = 24 << 20;
 
-/// Bytes of a plan that say where a block begins.
-const PLACE_BYTES: usize = 32;
-
-/// Threads that share the work out.
-const PLANNERS: usize = 512;
-
 /// Bytes of a block's shared memory: the warps' maxima, sums and results.
 const fn shared_bytes(heads: HeadShape) -> usize {
     WARPS * heads.group() * (2 + heads.head_dim) * 4
@@ -88,11 +89,8 @@ impl PagedAttentionDecode {
     /// Shares work among so many blocks at most.
     #[must_use]
     pub fn limited_to(self, num_blocks: usize) -> Self {
-        // The weights of a head's parts have to fit where a block's results were, and it has at most two parts more than equal heads have.
-        let heads = self.heads;
-        let mergeable = (WARPS * heads.head_dim - 2) * heads.num_kv_heads;
-        let most = mergeable.min(DECODE_SCRATCH_BYTES / block_bytes(heads));
-        Self { num_blocks: self.num_blocks.min(num_blocks).min(most), ..self }
+        let most = DECODE_SCRATCH_BYTES / block_bytes(self.heads);
+        Self { num_blocks: self.num_blocks.min(num_blocks).min(most).max(1), ..self }
     }
 
     /// Returns the bytes of a plan.

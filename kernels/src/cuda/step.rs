@@ -74,12 +74,11 @@ struct Lists<'a> {
 impl Lists<'_> {
     /// Adds `values`, and `filler` as often as they are short of `len`.
     fn add(&mut self, values: &[u32], filler: usize, len: usize) -> DeviceSlice {
-        let place = self.next..self.next + len;
-        let (given, rest) = self.words[place.clone()].split_at_mut(values.len());
+        let first = self.take(len);
+        let (given, rest) = self.words[first..first + len].split_at_mut(values.len());
         given.copy_from_slice(values);
         rest.fill(word(filler));
-        self.take(len);
-        self.region.slice(place.start * 4, len * 4)
+        self.region.slice(first * 4, len * 4)
     }
 
     /// Takes the place of a list.

@@ -96,6 +96,7 @@ pub(crate) fn run(args: &StepArgs, environment: &Environment) -> Result<()> {
     let tokenizer = Arc::new(instance::open_tokenizer(&found.path, &config)?);
     let built = instance::engine(&found.path, &config, log.observer())?;
     let (worker, limits) = (built.worker.clone(), built.scheduler.clone());
+    let max_model_len = limits.max_model_len;
     let clock: Arc<dyn Clock> = Arc::new(WallClock::start());
     let engine = ThreadedEngine::spawn(built.engine, clock, usize::MAX)
         .context("the engine's thread can't be started")?;
@@ -124,13 +125,17 @@ pub(crate) fn run(args: &StepArgs, environment: &Environment) -> Result<()> {
     let max_margin = row::max_margin(checkpoint.config());
     let limits = (floor.as_ref(), max_margin);
     for row in &decode {
-        report.add("decode", row.measure(&mut driver, args.rows.repeats, limits)?)?;
+        if fits(&row.name(), row.num_tokens(), max_model_len)? {
+            report.add("decode", row.measure(&mut driver, args.rows.repeats, limits)?)?;
+        }
     }
     for row in &prefill {
-        report.add("prefill", row.measure(&mut driver, args.rows.repeats, limits)?)?;
+        if fits(&row.name(), row.num_tokens(), max_model_len)? {
+            report.add("prefill", row.measure(&mut driver, args.rows.repeats, limits)?)?;
+        }
     }
-    if args.rows.mix > 0 {
-        let mix = Mix { num_requests: args.rows.mix };
+    let mix = Mix { num_requests: args.rows.mix };
+    if args.rows.mix > 0 && fits(&mix.name(), Mix::NUM_TOKENS, max_model_len)? {
         report.add("mixed", mix.measure(&mut driver, max_margin)?)?;
     }
     report.save(args)?;
@@ -138,6 +143,17 @@ pub(crate) fn run(args: &StepArgs, environment: &Environment) -> Result<()> {
         0 => Ok(()),
         rows => bail!("{rows} rows produced tokens that a second computation does not confirm"),
     }
+}
+
+/// Returns whether a row of texts of `num_tokens` can be measured, and says so if not: the others are worth having all the same.
+fn fits(name: &str, num_tokens: usize, max_model_len: usize) -> Result<bool> {
+    let fits = num_tokens <= max_model_len;
+    if !fits {
+        console::print(format_args!(
+            "{name:<20} left out: {num_tokens} tokens with the answer, and the most is {max_model_len} (--max-model-len)\n"
+        ))?;
+    }
+    Ok(fits)
 }
 
 /// A measured row: its line and its JSON.

@@ -57,7 +57,8 @@ fn generate(checkpoint: &Checkpoint, apart: Role, fails: bool) -> Outcome<Vec<Ve
     let last_gpu = stallfree_device::probe().gpus.len().clamp(1, 2) - 1;
     let [away, here] = match apart {
         Role::Prefill => [member(Role::Prefill, 0), member(Role::Decode, last_gpu)],
-        _ => [member(Role::Decode, last_gpu), member(Role::Prefill, 0)],
+        Role::Decode => [member(Role::Decode, last_gpu), member(Role::Prefill, 0)],
+        Role::Mixed => return Err("lose an instance that prefills, or one that decodes".into()),
     };
     let executors = Executors::start(checkpoint, &[here], &SETTINGS)?;
     let (gate, port) = apart::gate(checkpoint, &executors.ports)?;

@@ -56,6 +56,15 @@ impl Decode {
         Ok(Self { batch: number(batch, text)?, context: number(context, text)?, len })
     }
 
+    pub(super) fn name(&self) -> String {
+        format!("decode {} at {}", self.batch, self.context)
+    }
+
+    /// Returns how many tokens a text has in the end: a token comes after it in the second computation.
+    pub(super) const fn num_tokens(&self) -> usize {
+        self.context + self.len + 1
+    }
+
     pub(super) fn measure(
         &self,
         driver: &mut Driver<'_>,
@@ -76,9 +85,14 @@ impl Decode {
         let verdict = Verdict::on(driver, last.as_ref(), max_margin)?;
         let mean = seconds / steps as f64;
         let floor = floor.map(|floor| floor.decode(batch, (context + len / 2) as f64));
-        let name = format!("decode {batch} at {context}");
         Ok(Measured {
-            line: line(&name, median, batch as f64 / median, floor, &format!("{work}  {verdict}")),
+            line: line(
+                &self.name(),
+                median,
+                batch as f64 / median,
+                floor,
+                &format!("{work}  {verdict}"),
+            ),
             json: json!({
                 "batch": batch,
                 "ctx": context,
@@ -230,6 +244,15 @@ impl Prefill {
         Ok(Self { count: number(count, text)?, len: number(len, text)? })
     }
 
+    pub(super) fn name(&self) -> String {
+        format!("prefill {}x{}", self.count, self.len)
+    }
+
+    /// Returns how many tokens a text has in the end: a token comes after the answer in the second computation.
+    pub(super) const fn num_tokens(&self) -> usize {
+        self.len + 2
+    }
+
     pub(super) fn measure(
         &self,
         driver: &mut Driver<'_>,
@@ -255,13 +278,7 @@ impl Prefill {
         let rate = (count * len) as f64 / median;
         let floor = floor.map(|floor| floor.prefill(count, len));
         Ok(Measured {
-            line: line(
-                &format!("prefill {count}x{len}"),
-                median,
-                rate,
-                floor,
-                &format!("{:>42}  {verdict}", ""),
-            ),
+            line: line(&self.name(), median, rate, floor, &format!("{:>42}  {verdict}", "")),
             json: json!({
                 "batch": count,
                 "len": len,
@@ -287,6 +304,11 @@ pub(super) struct Mix {
 impl Mix {
     const PROMPT: std::ops::RangeInclusive<u64> = 128..=896;
     const ANSWER: usize = 256;
+    pub(super) const NUM_TOKENS: usize = *Self::PROMPT.end() as usize + Self::ANSWER + 1;
+
+    pub(super) fn name(&self) -> String {
+        format!("mix of {}", self.num_requests)
+    }
 
     pub(super) fn measure(&self, driver: &mut Driver<'_>, max_margin: f32) -> Result<Measured> {
         let spread = Self::PROMPT.end() - Self::PROMPT.start() + 1;
@@ -302,11 +324,10 @@ impl Mix {
         let done = outcome.answers.iter().map(|answer| answer.last).max();
         let seconds = (done.unwrap_or(outcome.sent) - outcome.sent).as_secs_f64();
         let total = (inputs + outputs) as f64 / seconds;
-        let name = format!("mix of {}", self.num_requests);
         let verdict = Verdict::on(driver, Some(&outcome), max_margin)?;
         let made = format!("{verdict}; {:.0} of these tokens/s produced", outputs as f64 / seconds);
         Ok(Measured {
-            line: line(&name, seconds, total, None, &format!("{:>42}  {made}", "")),
+            line: line(&self.name(), seconds, total, None, &format!("{:>42}  {made}", "")),
             json: json!({
                 "n": self.num_requests,
                 "in_tokens": inputs,
@@ -340,6 +361,7 @@ mod tests {
         assert_eq!(Decode::parse("32", 64).expect("a row").context, 512);
         let prefill = Prefill::parse("8x2048").expect("a row");
         assert_eq!((prefill.count, prefill.len), (8, 2048));
+        assert_eq!((decode.num_tokens(), prefill.num_tokens()), (16_449, 2050));
         for wrong in ["", "x", "8x", "0x5", "8x-1", "8,5"] {
             assert!(Prefill::parse(wrong).is_err(), "{wrong:?}");
         }
