@@ -12,6 +12,7 @@ pub mod nccl;
 mod node_error;
 mod nodes;
 mod part;
+mod stranger;
 
 pub use control::{Control, ControlReceiver, ControlSender};
 pub use lost::Lost;

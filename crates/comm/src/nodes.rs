@@ -10,14 +10,15 @@ use stallfree_core::{Clock as _, WallClock};
 use crate::control::Control;
 use crate::frame::{read_frame, write_frame};
 use crate::mesh::Link;
+use crate::stranger::Stranger;
 use crate::{Mesh, NodeError};
 
 /// How often a node that is not there yet is tried again.
 const RETRY: Duration = Duration::from_millis(100);
 /// How long one attempt to connect may take: whoever is behind a filter never answers.
 const ATTEMPT: Duration = Duration::from_secs(5);
-/// How long a node may take to say who it is.
-const HELLO_PATIENCE: Duration = Duration::from_secs(5);
+/// How long node 0 may take to answer who does not come.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 /// What a node says in place of what it was started for if it does not come; of how many it is one follows, and why it doesn't.
 const DECLINES: &str = "declines: ";
 /// The first word of every connection: others knock at open ports, too.
@@ -90,7 +91,7 @@ pub fn decline(master: &str, (node, num_nodes): (usize, usize), reason: &str, pa
         write_frame(&mut stream, GREETING)?;
         write_frame(&mut stream, format!("{node} 0 {DECLINES}{num_nodes} {reason}").as_bytes())?;
         // It answers once it has read that.
-        stream.set_read_timeout(Some(HELLO_PATIENCE))?;
+        stream.set_read_timeout(Some(ANSWER_PATIENCE))?;
         read_frame(&mut stream)
     });
     if let Err(error) = told {
@@ -127,7 +128,7 @@ fn gather(listener: &TcpListener, config: &NodeConfig, port: u16) -> Result<Met,
         let (mut stream, from) = accept(listener, config.patience)
             .map_err(|e| NodeError::io(format!("hear of node {}", missing + 1), e))?;
         // Whoever says something else is not one of ours.
-        let Ok(hello) = read_hello(&mut stream) else { continue };
+        let Ok(hello) = read_hello(&stream) else { continue };
         if let Some((num_nodes, reason)) = hello.declines() {
             let (node, reason) = (hello.node, reason.to_owned());
             let _told = write_frame(&mut stream, &[]);
@@ -217,6 +218,16 @@ fn connect(host: &str, left: impl Fn() -> Duration) -> io::Result<TcpStream> {
     Err(failed)
 }
 
+/// Reads what follows the greeting on a connection.
+fn read_greeted(stream: &TcpStream) -> io::Result<String> {
+    let invalid = || io::Error::from(io::ErrorKind::InvalidData);
+    let mut stranger = Stranger::at(stream);
+    if read_frame(&mut stranger)? != GREETING {
+        return Err(invalid());
+    }
+    String::from_utf8(read_frame(&mut stranger)?).map_err(|_| invalid())
+}
+
 /// What a node says when it comes.
 struct Hello {
     node: usize,
@@ -224,14 +235,10 @@ struct Hello {
     agreement: String,
 }
 
-fn read_hello(stream: &mut TcpStream) -> io::Result<Hello> {
+fn read_hello(stream: &TcpStream) -> io::Result<Hello> {
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(HELLO_PATIENCE))?;
     let invalid = || io::Error::from(io::ErrorKind::InvalidData);
-    if read_frame(stream)? != GREETING {
-        return Err(invalid());
-    }
-    let text = String::from_utf8(read_frame(stream)?).map_err(|_| invalid())?;
+    let text = read_greeted(stream)?;
     let mut words = text.splitn(3, ' ');
     let mut word = || words.next().ok_or_else(invalid);
     let node = word()?.parse().map_err(|_| invalid())?;
@@ -302,9 +309,8 @@ impl World {
     fn accept(&mut self, listener: &TcpListener, patience: Duration) -> Result<(), NodeError> {
         loop {
             let what = |e| NodeError::io("hear of another node's rank", e);
-            let (mut stream, _) = accept(listener, patience).map_err(what)?;
-            stream.set_read_timeout(Some(HELLO_PATIENCE)).map_err(what)?;
-            let Ok((from, to)) = read_ranks(&mut stream) else { continue };
+            let (stream, _) = accept(listener, patience).map_err(what)?;
+            let Ok((from, to)) = read_ranks(&stream) else { continue };
             stream.set_read_timeout(None).map_err(what)?;
             let place = to.wrapping_sub(self.first_rank);
             if let Some(rank) = self.ranks.get_mut(place) {
@@ -315,12 +321,9 @@ impl World {
     }
 }
 
-fn read_ranks(stream: &mut TcpStream) -> io::Result<(usize, usize)> {
+fn read_ranks(stream: &TcpStream) -> io::Result<(usize, usize)> {
     let invalid = || io::Error::from(io::ErrorKind::InvalidData);
-    if read_frame(stream)? != GREETING {
-        return Err(invalid());
-    }
-    let text = String::from_utf8(read_frame(stream)?).map_err(|_| invalid())?;
+    let text = read_greeted(stream)?;
     let (from, to) = text.split_once(' ').ok_or_else(invalid)?;
     Ok((from.parse().map_err(|_| invalid())?, to.parse().map_err(|_| invalid())?))
 }
