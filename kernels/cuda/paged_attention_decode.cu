@@ -14,16 +14,14 @@
 //            A small kernel before the first layer's finds where each block begins, so a recorded step serves contexts of any lengths.
 //            0.77 to 0.91 of the memory's speed for lengths spread evenly, 0.89 to 0.92 for many equal ones (H200).
 //
-// -DHEAD_DIM (a multiple of 32), -DGROUP (query heads a KV head, at most 16), -DNUM_KV_HEADS, -DBLOCK_SIZE (a multiple of 16).
-#define WARPS 4
+// -DHEAD_DIM (a multiple of 32), -DGROUP (query heads a KV head, at most 16), -DNUM_KV_HEADS, -DBLOCK_SIZE (a multiple of 16), -DWARPS of
+// a block, -DPLANNERS (threads that share the work out), -DPLACE_BYTES.
 #define TILES ((GROUP + 7) / 8)
 #define CHUNKS (HEAD_DIM / 32)
 #define PASSES ((HEAD_DIM + 63) / 64)
 #define SIDE ((u64)NUM_KV_HEADS * BLOCK_SIZE * HEAD_DIM)
 #define HEAD_QUADS (HEAD_DIM / 4)
 #define QUADS (GROUP * HEAD_QUADS)
-
-#define PLANNERS 512
 
 // Sequences' keys are counted in quads of 16-key tiles, one for each warp.
 DEVICE int quads_of(int context, int window) {
@@ -40,6 +38,7 @@ struct __align__(16) Place {
   // The sequence's: with the rest, for a block that begins to wait for one load less.
   u32 row, context_len, block_start, padding;
 };
+static_assert(sizeof(Place) == PLACE_BYTES, "as the launcher has it");
 
 // The sum of `own` over all threads before this one, and over all.
 DEVICE u32 sum_before(u32 own, u32* sums, u32& all) {

@@ -4,7 +4,6 @@ use stallfree_device::{Arg, DeviceSlice, Dtype, Function, Launch, Stream};
 
 use super::{Build, CudaError, HeadShape, KvLayer, Toolchain, check_len};
 
-// As in the source.
 /// Warps of a block, each with its own keys.
 const WARPS: usize = 4;
 
@@ -70,8 +69,10 @@ impl PagedAttentionDecode {
         heads.check()?;
         let text = include_str!("../../cuda/paged_attention_decode.cu");
         let kernels = &["paged_attention_decode", "paged_attention_plan"];
-        let build =
-            Build::new(dtype, ("paged_attention_decode.cu", text), kernels, heads.defines());
+        let sizes = [("WARPS", WARPS), ("PLANNERS", PLANNERS), ("PLACE_BYTES", PLACE_BYTES)];
+        let mut defines = heads.defines();
+        defines.extend(sizes.map(|(name, size)| (name, size.to_string())));
+        let build = Build::new(dtype, ("paged_attention_decode.cu", text), kernels, defines);
         Ok(build.with_shared(shared_bytes(heads)))
     }
 
