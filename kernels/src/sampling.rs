@@ -145,12 +145,7 @@ impl SampleRows {
         let num_pending = self.push_edits(spec, newest);
         let is_greedy = params.temperature <= 0.0 || params.top_k == 1;
         let scale = f64::from(NATURAL_SCALE) / f64::from(params.temperature);
-        // Cheap where there is none: this is done for every sequence in every step.
-        let min_p = if params.min_p > 0.0 {
-            -f64::from(params.min_p).log2() * f64::from(OCTAVE)
-        } else {
-            f64::INFINITY
-        };
+        let min_p = -f64::from(params.min_p).log2() * f64::from(OCTAVE);
         let row = SampleRow {
             uniform: uniform(params.seed, spec.num_output_tokens),
             nucleus: if params.top_p < 1.0 { share(params.top_p) } else { 0 },

@@ -20,3 +20,4 @@ pub use mesh::{Mesh, Peers};
 pub use node_error::NodeError;
 pub use nodes::{Joined, NodeConfig, decline, join, meet};
 pub use part::{Part, Share};
+pub use stranger::Stranger;

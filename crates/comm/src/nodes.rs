@@ -1,6 +1,6 @@
 //! Ranks in processes on several hosts: they meet at node 0's address, then every two ranks of different nodes have a connection.
 
-use std::io;
+use std::io::{self, Read as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _};
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
@@ -17,8 +17,10 @@ use crate::{Mesh, NodeError};
 const RETRY: Duration = Duration::from_millis(100);
 /// How long one attempt to connect may take: whoever is behind a filter never answers.
 const ATTEMPT: Duration = Duration::from_secs(5);
-/// How long node 0 may take to answer who does not come.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
+/// How long anybody may take to say who it is, or node 0 to answer who does not come.
+const HELLO_PATIENCE: Duration = Duration::from_secs(5);
+/// The most bytes in which a node says who it is; a reason not to come can be long.
+const MAX_HELLO_BYTES: u64 = 1 << 16;
 /// What a node says in place of what it was started for if it does not come; of how many it is one follows, and why it doesn't.
 const DECLINES: &str = "declines: ";
 /// The first word of every connection: others knock at open ports, too.
@@ -91,7 +93,7 @@ pub fn decline(master: &str, (node, num_nodes): (usize, usize), reason: &str, pa
         write_frame(&mut stream, GREETING)?;
         write_frame(&mut stream, format!("{node} 0 {DECLINES}{num_nodes} {reason}").as_bytes())?;
         // It answers once it has read that.
-        stream.set_read_timeout(Some(ANSWER_PATIENCE))?;
+        stream.set_read_timeout(Some(HELLO_PATIENCE))?;
         read_frame(&mut stream)
     });
     if let Err(error) = told {
@@ -221,7 +223,7 @@ fn connect(host: &str, left: impl Fn() -> Duration) -> io::Result<TcpStream> {
 /// Reads what follows the greeting on a connection.
 fn read_greeted(stream: &TcpStream) -> io::Result<String> {
     let invalid = || io::Error::from(io::ErrorKind::InvalidData);
-    let mut stranger = Stranger::at(stream);
+    let mut stranger = Stranger::new(stream, HELLO_PATIENCE).take(MAX_HELLO_BYTES);
     if read_frame(&mut stranger)? != GREETING {
         return Err(invalid());
     }

@@ -162,7 +162,7 @@ impl Planner {
     /// Returns a sequence's blocks, which cover all its planned tokens and perhaps more; none if it waits or is gone.
     #[must_use]
     pub fn block_table(&self, id: SeqId) -> &[BlockId] {
-        self.state.queues.get(id).map_or(&[], |entry| entry.table.blocks())
+        self.with_blocks(id).map_or(&[], |(_, blocks)| blocks)
     }
 
     /// Returns a sequence with its [`block_table`](Self::block_table), found at once.

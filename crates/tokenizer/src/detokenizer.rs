@@ -72,17 +72,17 @@ impl Detokenizer {
     /// Takes the next token and returns the text that is complete with it, often empty.
     pub fn push(&mut self, token: TokenId) -> &str {
         self.text.clear();
-        let pieces = self.tokenizer.pieces();
-        let special = pieces.is_special(token);
-        if special && self.options.skip_special_tokens {
+        if self.is_skipped(token) {
             return "";
         }
+        let pieces = self.tokenizer.pieces();
+        let special = pieces.is_special(token);
         let joined = pieces.are_words()
             && special
             && self.after_special
             && !self.options.spaces_between_special_tokens;
         let (space, bytes) = pieces.shown(token, self.at_start || joined);
-        self.at_start &= pieces.bytes(token).is_empty();
+        self.at_start = self.at_start && pieces.bytes(token).is_empty();
         self.after_special = special;
         // Most tokens are text as they lie in the table.
         if let (true, Ok(text)) = (self.pending.is_empty(), str::from_utf8(bytes))

@@ -1,6 +1,5 @@
 //! Launches `cuda/sampling.cu`.
 
-use std::borrow::Cow;
 use std::ops::Range;
 
 use bytemuck::{Pod, Zeroable};
@@ -165,10 +164,7 @@ impl<'a> SamplePart<'a> {
     }
 
     /// Returns the rows as they have to be on the device, and their edits.
-    fn settings(&self) -> (Cow<'_, [SampleRow]>, &[LogitEdit]) {
-        if self.range.start == 0 && self.layout.num_scratch == 0 {
-            return (self.rows().into(), &self.rows.edits[..self.layout.num_edits]);
-        }
+    fn settings(&self) -> (Vec<SampleRow>, &[LogitEdit]) {
         let (mut num_edits, mut num_scratch) = (0, 0);
         let place = |row: &SampleRow| {
             let placed = SampleRow { first_edit: num_edits, scratch: num_scratch, ..*row };
@@ -176,9 +172,9 @@ impl<'a> SamplePart<'a> {
             num_scratch += row.only_edits;
             placed
         };
-        let rows: Vec<_> = self.rows().iter().map(place).collect();
+        let rows = self.rows().iter().map(place).collect();
         let first = self.rows().first().map_or(0, |row| row.first_edit as usize);
-        (rows.into(), &self.rows.edits[first..first + self.layout.num_edits])
+        (rows, &self.rows.edits[first..first + self.layout.num_edits])
     }
 }
 
@@ -326,7 +322,7 @@ mod tests {
                 next = part.range().end;
                 assert!(part.layout.room_bytes() <= room && part.found_bytes() <= found);
                 let (placed, edits) = part.settings();
-                for (row, placed) in all.rows[part.range()].iter().zip(&*placed) {
+                for (row, placed) in all.rows[part.range()].iter().zip(placed) {
                     let here = placed.first_edit as usize..;
                     let own = &edits[here][..placed.num_edits as usize];
                     assert_eq!(own, all.edits_of(row));

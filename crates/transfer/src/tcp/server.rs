@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::io::{self, Read};
+use std::io;
 use std::net::{IpAddr, Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +10,8 @@ use std::sync::mpsc::{Receiver, channel, sync_channel};
 use std::thread;
 use std::time::Duration;
 
-use stallfree_core::{BlockId, Clock as _, InstanceId, WallClock};
+use stallfree_comm::Stranger;
+use stallfree_core::{BlockId, InstanceId};
 
 use super::frame::{self, Asked, Hello, MAGIC, Order};
 use crate::address::random;
@@ -113,7 +114,8 @@ fn serve(stream: &TcpStream, served: Served, stranger: Arc<()>) -> io::Result<()
     let Served { ports, secret, agent } = served;
     stream.set_nodelay(true)?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    if read_hello(stream, PATIENCE)? != (Hello { magic: MAGIC, secret }) {
+    if frame::read_hello(&mut Stranger::new(stream, PATIENCE))? != (Hello { magic: MAGIC, secret })
+    {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
     drop(stranger);
@@ -147,30 +149,6 @@ fn serve(stream: &TcpStream, served: Served, stranger: Arc<()>) -> io::Result<()
             }
             None => deliver(Err(format!("instance {instance} is not here"))),
         }
-    }
-}
-
-/// Hears who somebody is, if all of it comes within `patience`.
-fn read_hello(stream: &TcpStream, patience: Duration) -> io::Result<Hello> {
-    frame::read_hello(&mut Stranger { stream, patience, clock: WallClock::start() })
-}
-
-/// A connection of somebody who has not said yet who it is: however little it sends at a time, all has to come in time.
-struct Stranger<'a> {
-    stream: &'a TcpStream,
-    patience: Duration,
-    /// Started when it came.
-    clock: WallClock,
-}
-
-impl Read for Stranger<'_> {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        let left = self.patience.saturating_sub(self.clock.now().since_start());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        self.stream.set_read_timeout(Some(left))?;
-        self.stream.read(bytes)
     }
 }
 
@@ -233,43 +211,5 @@ impl Writer {
 impl fmt::Debug for KvServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("KvServer").field("tcp", &self.address.tcp).finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::Write as _;
-    use std::net::{TcpListener, TcpStream};
-    use std::thread;
-    use std::time::Duration;
-
-    use super::read_hello;
-    use crate::tcp::frame::{self, Hello, MAGIC};
-
-    /// Hears a hello of which a byte comes each 20 ms.
-    fn check(patience: Duration, is_in_time: bool) {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let address = listener.local_addr().expect("its address");
-        let mut hello = Vec::new();
-        frame::write(&mut hello, &Hello { magic: MAGIC, secret: 7 }).expect("room");
-        thread::scope(|scope| {
-            scope.spawn(|| {
-                let mut stream = TcpStream::connect(address).expect("it listens");
-                for byte in &hello {
-                    // Nobody may be listening any more.
-                    let _sent = stream.write_all(&[*byte]);
-                    thread::sleep(Duration::from_millis(20)); // says it slowly
-                }
-            });
-            let (stream, _) = listener.accept().expect("somebody comes");
-            let heard = read_hello(&stream, patience);
-            assert_eq!(heard.is_ok(), is_in_time, "{heard:?}");
-        });
-    }
-
-    #[test]
-    fn who_says_hello_slowly_is_not_heard_out() {
-        check(Duration::from_secs(20), true);
-        check(Duration::from_millis(100), false);
     }
 }
