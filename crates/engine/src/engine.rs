@@ -323,7 +323,9 @@ impl Engine {
 
     /// Ends every sequence with an error, because the engine is lost; it takes no more. What was in flight is forgotten.
     pub fn fail(&mut self, reason: &str) {
-        tracing::error!(reason, "the engine is lost");
+        if self.dead.is_none() {
+            tracing::error!(reason, "the engine is lost");
+        }
         self.shut_down(reason);
     }
 

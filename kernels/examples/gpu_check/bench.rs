@@ -2,17 +2,29 @@
 
 use stallfree_device::{Dtype, Gemm, GemmSpec, Lt};
 use stallfree_kernels::cuda::{
-    DecodeBatch, DecodeGemm, DecodeGemmSpec, Epilogue, HeadShape, KvLayer, PagedAttentionDecode,
-    PagedAttentionPrefill, PrefillBatch, RmsNorm, SkinnyGemm, SkinnySpec, Toolchain,
+    Ceilings, DecodeBatch, DecodeGemm, DecodeGemmSpec, Epilogue, HeadShape, KvLayer,
+    PagedAttentionDecode, PagedAttentionPrefill, PrefillBatch, RmsNorm, SkinnyGemm, SkinnySpec,
+    Toolchain,
 };
 
-use crate::rig::{FLOPS, Outcome, READ_BYTES_PER_S, Rig};
+use crate::rig::{Outcome, Rig};
+use crate::{checks, sampling};
 
 pub(crate) const HEADS: HeadShape =
     HeadShape { num_heads: 32, num_kv_heads: 8, head_dim: 128, block_size: 16 };
 /// The products of a Llama-3-8B layer, and its head: output and inner features.
 const SHAPES: [(usize, usize); 5] =
     [(6144, 4096), (4096, 4096), (28_672, 4096), (4096, 14_336), (128_256, 4096)];
+
+/// Times kernels that these families are made of.
+type Bench = (&'static [&'static str], fn(&mut Rig, Ceilings) -> Outcome<()>);
+
+pub(crate) const BENCHES: &[Bench] = &[
+    (&["attention"], attention),
+    (&["rows"], rows),
+    (&["skinny_gemm", "decode_gemm", "blas"], all_products),
+    (&[checks::SAMPLING], sampling::bench),
+];
 
 pub(crate) fn line(what: &str, ms: f64, floor_ms: f64) {
     println!(
@@ -23,19 +35,24 @@ pub(crate) fn line(what: &str, ms: f64, floor_ms: f64) {
     );
 }
 
-pub(crate) fn attention(rig: &mut Rig) -> Outcome<()> {
+/// Returns how long reading `bytes` and computing `flops`, side by side, takes at least.
+pub(crate) fn floor_ms(ceilings: Ceilings, bytes: usize, flops: f64) -> f64 {
+    (bytes as f64 / ceilings.read_bytes_per_s).max(flops / ceilings.gemm_flops) * 1e3
+}
+
+fn attention(rig: &mut Rig, ceilings: Ceilings) -> Outcome<()> {
     let mark = rig.arena.used();
     println!("decode attention, one layer, block-major and layer-major cache");
     for (seqs, context) in [(1, 576), (8, 16_384), (64, 4096), (8, 576), (32, 576), (256, 576)] {
         for layers in [1, 32] {
-            decode(rig, &vec![context; seqs], layers, &format!("{seqs} x {context}"))?;
+            decode(rig, ceilings, &vec![context; seqs], layers, &format!("{seqs} x {context}"))?;
             rig.arena.reset_to(mark);
         }
     }
     println!("decode attention, contexts spread evenly up to the longest");
     for (seqs, longest) in [(8, 8192), (24, 8192), (48, 8192), (64, 8192), (128, 4096)] {
         let contexts: Vec<usize> = (1..=seqs).map(|seq| seq * longest / seqs).collect();
-        decode(rig, &contexts, 1, &format!("{seqs} up to {longest}"))?;
+        decode(rig, ceilings, &contexts, 1, &format!("{seqs} up to {longest}"))?;
         rig.arena.reset_to(mark);
     }
     println!("prefill attention, one layer, ours for Hopper and for Ampere");
@@ -43,26 +60,31 @@ pub(crate) fn attention(rig: &mut Rig) -> Outcome<()> {
         [(1, 2048, 2048), (1, 8192, 8192), (8, 2048, 2048), (1, 512, 8192), (16, 64, 2048)]
     {
         for ampere_path in [false, true] {
-            prefill(rig, ampere_path, seqs, (len, context))?;
+            prefill(rig, ceilings, ampere_path, [seqs, len, context])?;
             rig.arena.reset_to(mark);
         }
     }
     Ok(())
 }
 
-pub(crate) fn rows_and_products(rig: &mut Rig) -> Outcome<()> {
+fn rows(rig: &mut Rig, ceilings: Ceilings) -> Outcome<()> {
     let mark = rig.arena.used();
     println!("rms_norm with residual, 32 in a graph");
     for rows in [1, 256, 2048] {
-        norm(rig, rows)?;
+        norm(rig, ceilings, rows)?;
         rig.arena.reset_to(mark);
     }
+    Ok(())
+}
+
+fn all_products(rig: &mut Rig, ceilings: Ceilings) -> Outcome<()> {
+    let mark = rig.arena.used();
     println!("matrix products: ours, cuBLASLt's best of its candidates, its first guess");
     for rows in [1, 8, 16, 32, 64, 128, 256, 2048] {
         for (out, inner) in SHAPES {
             // The head takes no more than the last rows, as floats.
             if (rows, out) != (2048, 128_256) {
-                products(rig, [rows, out, inner])?;
+                products(rig, ceilings, [rows, out, inner])?;
                 rig.arena.reset_to(mark);
             }
         }
@@ -70,7 +92,7 @@ pub(crate) fn rows_and_products(rig: &mut Rig) -> Outcome<()> {
     Ok(())
 }
 
-fn norm(rig: &mut Rig, rows: usize) -> Outcome<()> {
+fn norm(rig: &mut Rig, ceilings: Ceilings, rows: usize) -> Outcome<()> {
     let bytes = rows * 4096 * 2;
     let [x, residual, weight] =
         [rig.noise(bytes, 1.0)?, rig.noise(bytes, 1.0)?, rig.noise(8192, 1.0)?];
@@ -82,7 +104,7 @@ fn norm(rig: &mut Rig, rows: usize) -> Outcome<()> {
         }
         Ok(())
     })? / 32.0;
-    line(&format!("{rows} x 4096"), ms, 4.0 * bytes as f64 / READ_BYTES_PER_S * 1e3);
+    line(&format!("{rows} x 4096"), ms, floor_ms(ceilings, 4 * bytes, 0.0));
     Ok(())
 }
 
@@ -106,7 +128,13 @@ pub(crate) fn tables(
     Ok((num_blocks, [contexts, starts, rig.upload_raw(&ids)?]))
 }
 
-fn decode(rig: &mut Rig, contexts: &[usize], layers: usize, what: &str) -> Outcome<()> {
+fn decode(
+    rig: &mut Rig,
+    ceilings: Ceilings,
+    contexts: &[usize],
+    layers: usize,
+    what: &str,
+) -> Outcome<()> {
     let seqs = contexts.len();
     let (num_blocks, [context_lens, block_starts, block_ids]) = tables(rig, contexts)?;
     let stride = HEADS.layer_block_len() * layers;
@@ -136,19 +164,16 @@ fn decode(rig: &mut Rig, contexts: &[usize], layers: usize, what: &str) -> Outco
         }
         Ok(())
     })? / layers as f64;
-    line(
-        &format!("{what}, {layers} layers in a block"),
-        ms,
-        layer_bytes as f64 / READ_BYTES_PER_S * 1e3,
-    );
+    let floor = floor_ms(ceilings, layer_bytes, 0.0);
+    line(&format!("{what}, {layers} layers in a block"), ms, floor);
     Ok(())
 }
 
 fn prefill(
     rig: &mut Rig,
+    ceilings: Ceilings,
     ampere_path: bool,
-    seqs: usize,
-    (len, context): (usize, usize),
+    [seqs, len, context]: [usize; 3],
 ) -> Outcome<()> {
     let (num_blocks, [context_lens, block_starts, block_ids]) = tables(rig, &vec![context; seqs])?;
     let stride = HEADS.layer_block_len();
@@ -177,11 +202,11 @@ fn prefill(
     let flops = 4.0 * (seqs * len * (context - len / 2)) as f64 * 4096.0;
     let rate = flops / ms / 1e9;
     let what = format!("{seqs} x {len} of {context}, sm80={ampere_path}: {rate:.0} TFLOP/s");
-    line(&what, ms, flops / FLOPS * 1e3);
+    line(&what, ms, floor_ms(ceilings, 0, flops));
     Ok(())
 }
 
-fn products(rig: &mut Rig, shape: [usize; 3]) -> Outcome<()> {
+fn products(rig: &mut Rig, ceilings: Ceilings, shape: [usize; 3]) -> Outcome<()> {
     let [rows, out, inner] = shape;
     let f32_out = out > 100_000;
     let (x, y) = (rig.noise(rows * inner * 2, 1.0)?, rig.noise(rows * out * 4, 1.0)?);
@@ -189,9 +214,7 @@ fn products(rig: &mut Rig, shape: [usize; 3]) -> Outcome<()> {
     let copies = ((512 << 20) / (out * inner * 2)).max(3);
     let weights =
         (0..copies).map(|_| rig.noise(out * inner * 2, 0.02)).collect::<Outcome<Vec<_>>>()?;
-    let floor = ((out * inner * 2) as f64 / READ_BYTES_PER_S)
-        .max(2.0 * (rows * out * inner) as f64 / FLOPS)
-        * 1e3;
+    let floor = floor_ms(ceilings, out * inner * 2, 2.0 * (rows * out * inner) as f64);
     let name = format!("{rows} x {out} x {inner}");
     if let Some(spec) = SkinnySpec::for_rows(rows, Epilogue::None, f32_out) {
         let kernel = SkinnyGemm::load(&rig.tools, spec)?;

@@ -15,16 +15,15 @@ use crate::sampling;
 /// A family of kernels and its checks.
 pub(crate) type Family = (&'static str, fn(&mut Rig) -> Outcome<()>);
 
-/// All of them. cuBLASLt's kernels are not ours.
+/// All of them.
 pub(crate) const FAMILIES: &[Family] = &[
     ("rows", rows),
     ("skinny_gemm", skinny_gemms),
     ("decode_gemm", decode_gemms),
-    (BLAS, blas_gemms),
+    ("blas", blas_gemms),
     ("attention", attention),
     (SAMPLING, sampling::check),
 ];
-pub(crate) const BLAS: &str = "blas";
 pub(crate) const SAMPLING: &str = "sampling";
 
 /// What follows a product, and whether its result is single precision.

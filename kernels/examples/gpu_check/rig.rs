@@ -1,5 +1,7 @@
 //! A GPU with its memory, random data, guarded outputs, and a clock.
 
+use std::path::PathBuf;
+
 use half::{bf16, f16};
 use stallfree_device::{CubinCache, Device, DeviceArena, DeviceSlice, Dtype, Stream, capture};
 use stallfree_kernels::cuda::Toolchain;
@@ -10,10 +12,10 @@ pub(crate) type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 /// Bytes before and after an output that no kernel may touch.
 const GUARD: usize = 512;
 
-/// Memory read by this GPU in a second, measured (H100 SXM).
-pub(crate) const READ_BYTES_PER_S: f64 = 3.08e12;
-/// Products of 16-bit floats in a second, measured (H100 SXM).
-pub(crate) const FLOPS: f64 = 750e12;
+/// Where compiled kernels are kept.
+pub(crate) fn kernel_cache() -> PathBuf {
+    std::env::temp_dir().join("stallfree-gpu-check")
+}
 
 pub(crate) struct Rig {
     pub(crate) tools: Toolchain,
@@ -33,7 +35,7 @@ pub(crate) struct Guarded {
 impl Rig {
     pub(crate) fn new(dtype: Dtype, ampere_path: bool, bytes: usize) -> Outcome<Self> {
         let device = Device::open(0)?;
-        let cache = CubinCache::new(&std::env::temp_dir().join("stallfree-gpu-check"));
+        let cache = CubinCache::new(&kernel_cache());
         let tools = Toolchain { device: device.clone(), cache, ampere_path, dtype };
         let stream = Stream::new(&device)?;
         let arena = DeviceArena::new(&device, bytes)?;

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use stallfree_core::{History, PENDING_TOKEN, SampleSpec, SamplingParams, TokenId};
 use stallfree_device::DeviceSlice;
 use stallfree_kernels::cpu::Sampler;
-use stallfree_kernels::cuda::{Sample, SampleOperands, SamplePart};
+use stallfree_kernels::cuda::{Ceilings, Sample, SampleOperands, SamplePart};
 use stallfree_kernels::{SampleRows, Sampled, chosen_at};
 
-use crate::bench::line;
-use crate::rig::{Outcome, READ_BYTES_PER_S, Rig};
+use crate::bench::{floor_ms, line};
+use crate::rig::{Outcome, Rig};
 
 /// What rows of logits look like.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -279,7 +279,7 @@ fn distribution(rig: &mut Rig) -> Outcome<()> {
 /// Vocabulary of Llama 3.
 const VOCAB: usize = 128_256;
 
-pub(crate) fn bench(rig: &mut Rig) -> Outcome<()> {
+pub(crate) fn bench(rig: &mut Rig, ceilings: Ceilings) -> Outcome<()> {
     let greedy = SamplingParams::greedy();
     let warm = SamplingParams { temperature: 1.0, seed: 3, ..greedy.clone() };
     let kinds = [
@@ -320,7 +320,7 @@ pub(crate) fn bench(rig: &mut Rig) -> Outcome<()> {
                 }
                 let ready = Ready::new(rig, rows, VOCAB, dx)?;
                 let ms = rig.time(20, || ready.run(rig))?;
-                let floor = (num_rows * VOCAB * 4) as f64 / READ_BYTES_PER_S * 1e3;
+                let floor = floor_ms(ceilings, num_rows * VOCAB * 4, 0.0);
                 line(&format!("{num_rows} x {VOCAB}, {what}"), ms, floor);
             }
             rig.arena.reset_to(mark);

@@ -4,12 +4,12 @@ use std::cell::RefCell;
 
 use stallfree_device::{DeviceSlice, Dtype};
 use stallfree_kernels::cuda::{
-    DecodeBatch, Epilogue, Gather, KvLayer, Operands, PagedAttentionDecode, ProductShape, Products,
-    RmsNorm, RopeKvWrite,
+    Ceilings, DecodeBatch, Epilogue, Gather, KvLayer, Operands, PagedAttentionDecode, ProductShape,
+    Products, RmsNorm, RopeKvWrite,
 };
 
-use crate::bench::{HEADS, line, tables};
-use crate::rig::{FLOPS, Outcome, READ_BYTES_PER_S, Rig};
+use crate::bench::{HEADS, floor_ms, line, tables};
+use crate::rig::{Outcome, Rig};
 use crate::sampling::Ready;
 
 const LAYERS: usize = 32;
@@ -33,7 +33,7 @@ struct Weights {
     all: DeviceSlice,
 }
 
-pub(crate) fn all(rig: &mut Rig) -> Outcome<()> {
+pub(crate) fn all(rig: &mut Rig, ceilings: Ceilings) -> Outcome<()> {
     let mut layers = Vec::new();
     for _ in 0..LAYERS {
         layers.push(Layer {
@@ -52,7 +52,9 @@ pub(crate) fn all(rig: &mut Rig) -> Outcome<()> {
     );
     for (seqs, context) in [(1, 576), (8, 576), (32, 576), (128, 576), (256, 576), (8, 16_384)] {
         let mark = rig.arena.used();
-        step(rig, &weights, seqs, context)?;
+        let ms = step(rig, &weights, seqs, context)?;
+        let (bytes, flops) = bytes_and_flops(seqs, context);
+        line(&format!("batch {seqs}, context {context}"), ms, floor_ms(ceilings, bytes, flops));
         rig.arena.reset_to(mark);
     }
     Ok(())
@@ -71,7 +73,8 @@ pub(crate) fn scratch(
     Ok([partial, counters, rig.arena.take("plan", attention.plan_bytes(seqs))?])
 }
 
-fn step(rig: &mut Rig, weights: &Weights, seqs: usize, context: usize) -> Outcome<()> {
+/// Returns the milliseconds of a step.
+fn step(rig: &mut Rig, weights: &Weights, seqs: usize, context: usize) -> Outcome<f64> {
     let per_seq = context.div_ceil(16);
     let (num_blocks, [context_lens, block_starts, block_ids]) = tables(rig, &vec![context; seqs])?;
     // Block-major: all layers of a block together.
@@ -147,13 +150,12 @@ fn step(rig: &mut Rig, weights: &Weights, seqs: usize, context: usize) -> Outcom
     if picked.iter().any(|&token| token as usize >= VOCAB) {
         return Err(format!("decode step at {seqs}: a NaN in the logits").into());
     }
-    line(&format!("batch {seqs}, context {context}"), ms, floor_ms(seqs, context));
-    Ok(())
+    Ok(ms)
 }
 
-fn floor_ms(seqs: usize, context: usize) -> f64 {
+/// Returns the bytes that a step reads, and its products' operations.
+fn bytes_and_flops(seqs: usize, context: usize) -> (usize, f64) {
     let params = LAYERS * (QKV * HIDDEN + HIDDEN * HIDDEN + 3 * FFN * HIDDEN) + VOCAB * HIDDEN;
     let kv_bytes = seqs * context * HEADS.layer_block_len() / 16 * 2 * LAYERS;
-    let bytes = (2 * params + kv_bytes) as f64;
-    (bytes / READ_BYTES_PER_S).max(2.0 * (params * seqs) as f64 / FLOPS) * 1e3
+    (2 * params + kv_bytes, 2.0 * (params * seqs) as f64)
 }

@@ -99,6 +99,12 @@ fn requests_are_answered_with_an_error_once_a_process_died() {
     assert!(answer.status().is_server_error(), "{}", answer.status());
     let seconds = clock.now().since_start().as_secs();
     assert!(seconds < 20, "it took {seconds} s");
+    server.signal("TERM");
+    let mut line = String::new();
+    while !line.contains("Stopped") {
+        line = server.wait_for("");
+        assert!(!line.contains("the engine is lost"), "said twice");
+    }
 }
 
 #[test]
