@@ -8,10 +8,10 @@ use stallfree_bench::metrics::Summary;
 use stallfree_bench::run::{Detail, Recorder, RunConfig, in_virtual_time};
 use stallfree_bench::workload::{Arrivals, Source, StandIn};
 use stallfree_bench::{WorkloadConfig, metrics::SummaryConfig};
-use stallfree_core::Executor as _;
+use stallfree_core::{Executor as _, Parallel};
 use stallfree_engine::{Engine, EngineInfo, Replay};
 use stallfree_scheduler::{Planner, SchedulerConfig};
-use stallfree_sim::{Calibration, KvRoom, ModelShape, Parallel, SimConfig, SimExecutor};
+use stallfree_sim::{Calibration, KvRoom, ModelShape, SimConfig, SimExecutor};
 
 /// Every policy that criterion reports, and the tokens of its batches: those that cut prompts take the paper's chunk.
 pub(crate) const POLICIES: [(&str, Option<usize>); 6] = [

@@ -9,14 +9,14 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Map, Value, json};
-use stallfree_core::Slo;
+use stallfree_core::{Parallel, Slo};
 use stallfree_device::{gpu_is_usable, num_gpus};
 use stallfree_kernels::cpu::{CpuConfig, KvType};
 use stallfree_models::DtypeChoice;
 use stallfree_scheduler::{Ordering, Registry, SchedulerConfig};
 use stallfree_server::{CorsConfig, Limits, ReportConfig};
 use stallfree_sim::{Calibration, Factors, Gpu};
-use stallfree_worker::{Exchange, GpuRanks, KvSize, Parallel};
+use stallfree_worker::{Exchange, GpuRanks, KvSize};
 
 use crate::args::{
     Auto, CacheArgs, DeviceKind, Dtype, EngineArgs, Kernels, LoadFormat, ModelArgs, SchedulerArgs,

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use stallfree_cluster::Role;
-use stallfree_core::{Clock as _, Executor, WallClock};
+use stallfree_core::{Clock as _, Executor, Parallel, WallClock};
 use stallfree_engine::{Engine, EngineHandle, EngineInfo, StepObserver};
 use stallfree_kernels::cpu::CpuConfig;
 use stallfree_models::{
@@ -24,7 +24,7 @@ use stallfree_scheduler::{Planner, Registry, SchedulerConfig};
 use stallfree_server::Metrics;
 use stallfree_tokenizer::{ChatTemplate, GgufVocab, Tokenizer};
 use stallfree_transfer::Ports;
-use stallfree_worker::{CpuWorkerConfig, CudaWorkerConfig, NodeConfig, Parallel, WorkerReport};
+use stallfree_worker::{CpuWorkerConfig, CudaWorkerConfig, NodeConfig, WorkerReport};
 
 use crate::args::{Auto, Kernels};
 use crate::config::{

@@ -8,17 +8,10 @@
 
 use std::time::Duration;
 
+use stallfree_core::Parallel;
+
 use crate::shape::BYTES;
 use crate::{Error, Factors, Gpu, Link, ModelShape, StepLoad};
-
-/// Over how many GPUs a model is spread.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Parallel {
-    /// GPUs that share each layer.
-    pub tensor: usize,
-    /// Stages, each with its share of the layers.
-    pub pipeline: usize,
-}
 
 /// Predicts how long steps of a model take on a group of GPUs.
 #[derive(Clone, Debug)]
@@ -88,12 +81,12 @@ impl CostModel {
         gpu: &Gpu,
         factors: Factors,
     ) -> Result<Self, Error> {
-        parallel.check(shape)?;
+        shape.check_split(parallel)?;
         let Parallel { tensor, pipeline } = parallel;
-        if tensor * pipeline > 1 && gpu.links.is_empty() {
+        if parallel.world_size() > 1 && gpu.links.is_empty() {
             let reason = format!("nothing is known of how several of {} are connected", gpu.name);
             let what = "spread over GPUs:";
-            return Err(Error::BadSplit { what, given: tensor * pipeline, reason });
+            return Err(Error::BadSplit { what, given: parallel.world_size(), reason });
         }
         let split = |size: usize| size.div_ceil(tensor) as f64;
         let hidden = shape.hidden_size as f64;
@@ -126,7 +119,7 @@ impl CostModel {
             kv_bytes: 2.0 * kv_heads * head_dim * BYTES as f64,
             activation_bytes: elements * BYTES as f64,
             reduce: gpu.link(tensor).filter(|_| tensor > 1),
-            send: gpu.link(tensor * pipeline).filter(|_| pipeline > 1),
+            send: gpu.link(parallel.world_size()).filter(|_| pipeline > 1),
         })
     }
 
@@ -246,23 +239,5 @@ impl CostModel {
         self.send.map_or(0.0, |link| {
             link.latency_s + bytes / (link.bytes_per_s * self.factors.collective)
         })
-    }
-}
-
-impl Parallel {
-    /// One GPU.
-    pub const NONE: Self = Self { tensor: 1, pipeline: 1 };
-
-    fn check(self, shape: &ModelShape) -> Result<(), Error> {
-        let bad = |what, given, reason: String| Err(Error::BadSplit { what, given, reason });
-        if self.tensor == 0 || !shape.num_heads.is_multiple_of(self.tensor) {
-            let reason = format!("it must divide the model's {} heads", shape.num_heads);
-            return bad("--tensor-parallel-size", self.tensor, reason);
-        }
-        if self.pipeline == 0 || self.pipeline > shape.num_layers {
-            let reason = format!("the model has {} layers", shape.num_layers);
-            return bad("--pipeline-parallel-size", self.pipeline, reason);
-        }
-        Ok(())
     }
 }

@@ -6,13 +6,11 @@ use std::time::Duration;
 
 use stallfree_core::{
     Batch, Chunk, Executor, ExecutorError, InstanceId, KvFetch, KvGeometry, PENDING_TOKEN,
-    SampledToken, SeqId, StepOutput, Time, TokenId, TokenLogprob,
+    Parallel, SampledToken, SeqId, StepOutput, Time, TokenId, TokenLogprob,
 };
 
 use crate::pipeline::Pipeline;
-use crate::{
-    CostModel, Error, Factors, Gpu, KvRoom, ModelShape, Parallel, SimNetwork, StepLoad, memory,
-};
+use crate::{CostModel, Error, Factors, Gpu, KvRoom, ModelShape, SimNetwork, StepLoad, memory};
 
 /// What to simulate.
 #[derive(Clone, Debug, PartialEq)]
@@ -90,8 +88,7 @@ impl SimExecutor {
 
     /// Makes the device one of several that fetch from each other. `first_gpu` is the first of its GPUs, counted over all of them.
     pub fn join(&mut self, network: &SimNetwork, instance: InstanceId, first_gpu: usize) {
-        let Parallel { tensor, pipeline } = self.cost.parallel();
-        network.join(instance, first_gpu..first_gpu + tensor * pipeline);
+        network.join(instance, first_gpu..first_gpu + self.cost.parallel().world_size());
         self.network = Some((network.clone(), instance));
     }
 

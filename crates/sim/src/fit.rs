@@ -1,9 +1,10 @@
 //! Fits a calibration's factors to measured steps.
 
 use serde::{Deserialize, Serialize};
+use stallfree_core::Parallel;
 
 use crate::gpu::Shipped;
-use crate::{Calibration, CostModel, Error, Factors, Gpu, ModelShape, Parallel, StepLoad};
+use crate::{Calibration, CostModel, Error, Factors, Gpu, ModelShape, StepLoad};
 
 /// Measurements of one model on one group of GPUs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

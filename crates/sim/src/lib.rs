@@ -17,7 +17,7 @@ mod pipeline;
 mod shape;
 
 pub use calibration::{Calibration, Factors};
-pub use cost::{CostModel, Operators, Parallel};
+pub use cost::{CostModel, Operators};
 pub use error::Error;
 pub use executor::{SimConfig, SimExecutor};
 pub use fit::{GpuChoice, Measured, ModelChoice, Residual, Step};

@@ -1,10 +1,10 @@
 //! How many blocks of KV cache the GPUs have room for.
 
-use stallfree_core::KvGeometry;
+use stallfree_core::{KvGeometry, Parallel};
 
 use crate::gpu::GIB;
 use crate::shape::BYTES;
-use crate::{Error, Gpu, ModelShape, Parallel};
+use crate::{Error, Gpu, ModelShape};
 
 /// What activations, libraries and the context take of each GPU.
 const RESERVE: f64 = 3.0 * GIB;

@@ -1,6 +1,7 @@
 //! How large a model's matrices are.
 
 use serde_json::Value;
+use stallfree_core::Parallel;
 
 use crate::Error;
 
@@ -117,6 +118,21 @@ impl ModelShape {
             window: size("sliding_window").filter(|_| uses_window != Some(false)),
             max_model_len: size("max_position_embeddings").unwrap_or(2048),
         })
+    }
+
+    /// Checks that the model can be split like that.
+    pub(crate) fn check_split(&self, parallel: Parallel) -> Result<(), Error> {
+        let bad = |what, given, reason: String| Err(Error::BadSplit { what, given, reason });
+        let Parallel { tensor, pipeline } = parallel;
+        if tensor == 0 || !self.num_heads.is_multiple_of(tensor) {
+            let reason = format!("it must divide the model's {} heads", self.num_heads);
+            return bad("--tensor-parallel-size", tensor, reason);
+        }
+        if pipeline == 0 || pipeline > self.num_layers {
+            let reason = format!("the model has {} layers", self.num_layers);
+            return bad("--pipeline-parallel-size", pipeline, reason);
+        }
+        Ok(())
     }
 
     /// Returns the weights of a layer's matrices.

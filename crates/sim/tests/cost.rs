@@ -1,7 +1,8 @@
 //! What the cost model must get right, whatever its factors.
 
 use proptest::prelude::*;
-use stallfree_sim::{Calibration, CostModel, ModelShape, Parallel, StepLoad};
+use stallfree_core::Parallel;
+use stallfree_sim::{Calibration, CostModel, ModelShape, StepLoad};
 
 fn model(name: &str, gpu: &str, tensor: usize, pipeline: usize) -> CostModel {
     let shape = ModelShape::built_in(name).expect(name);

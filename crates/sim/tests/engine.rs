@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use stallfree_core::{Executor, Request, SamplingParams, Slo, StopRules, Time};
+use stallfree_core::{Executor, Parallel, Request, SamplingParams, Slo, StopRules, Time};
 use stallfree_engine::{Engine, EngineInfo, Replay, SeqOutput};
 use stallfree_scheduler::{POLICIES, Planner, SchedulerConfig};
-use stallfree_sim::{Calibration, KvRoom, ModelShape, Parallel, SimConfig, SimExecutor};
+use stallfree_sim::{Calibration, KvRoom, ModelShape, SimConfig, SimExecutor};
 
 fn config(parallel: Parallel) -> SimConfig {
     let (gpu, factors) = Calibration::find("h100-sxm").expect("a shipped GPU");

@@ -8,14 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use stallfree_core::{
-    Batch, BatchId, BlockId, Chunk, Clock, Executor, SampleSpec, SamplingParams, SeqId, StepOutput,
-    Time, TokenId, WallClock,
+    Batch, BatchId, BlockId, Chunk, Clock, Executor, Parallel, SampleSpec, SamplingParams, SeqId,
+    StepOutput, Time, TokenId, WallClock,
 };
 use stallfree_kernels::WeightType;
 use stallfree_kernels::cuda::Trap;
 use stallfree_models::tiny::TinyModel;
 use stallfree_models::{Checkpoint, DtypeChoice, LoadOptions};
-use stallfree_worker::{CudaWorkerConfig, KvSize, Parallel, ThreadExecutor, start_cuda};
+use stallfree_worker::{CudaWorkerConfig, KvSize, ThreadExecutor, start_cuda};
 
 const BLOCK_SIZE: usize = 16;
 const BLOCKS_EACH: usize = 32;

@@ -3,15 +3,17 @@
 use std::time::Duration;
 
 use stallfree_comm::{Control, Joined, Mesh, NodeConfig, Part, Peers};
-use stallfree_core::{Batch, BatchId, BlockId, Chunk, Clock, KvGeometry, SeqId, Time, WallClock};
+use stallfree_core::{
+    Batch, BatchId, BlockId, Chunk, Clock, KvGeometry, Parallel, SeqId, Time, WallClock,
+};
 use stallfree_kernels::Backend;
 use stallfree_kernels::cpu::{CpuBackend, CpuConfig, KvType};
 use stallfree_models::{Checkpoint, LoadOptions, Model, ModelConfig};
 
 use crate::nodes::{self, agree_on_blocks};
-use crate::ranks::{on_each, run_all};
+use crate::ranks::{describe, on_each, parts_of, run_all};
 use crate::step_times::StepTimes;
-use crate::{Error, KvSize, Parallel, Runner, ThreadExecutor, WorkerReport};
+use crate::{Error, KvSize, Runner, ThreadExecutor, WorkerReport};
 
 /// A step that decodes wait for should take no longer than this.
 const STEP_TARGET: Duration = Duration::from_millis(500);
@@ -79,7 +81,7 @@ pub fn start_cpu(
         weight_bytes: checkpoint.num_bytes(),
         kv_bytes: sum(CpuBackend::kv_bytes),
         activation_bytes: sum(CpuBackend::activation_bytes),
-        device: config.parallel.describe(&config.cpu.to_string()),
+        device: describe(config.parallel, &config.cpu.to_string()),
         step_tokens,
         phases,
     };
@@ -122,12 +124,10 @@ impl Ranks {
     ) -> Result<Self, Error> {
         let Parallel { tensor, pipeline } = config.parallel;
         checkpoint.config().check_split(tensor, pipeline)?;
-        let mut parts = config.parallel.parts();
+        let parts = parts_of(config.parallel, config.nodes.as_ref());
         let (ends, mut controls) = match &config.nodes {
             None => (Mesh::threads(parts.len()), Vec::new()),
             Some(nodes) => {
-                parts = parts.split_off(nodes.node * nodes.ranks_per_node);
-                parts.truncate(nodes.ranks_per_node);
                 let Joined { ranks, controls } = stallfree_comm::join(nodes)?;
                 (ranks, controls)
             }

@@ -8,18 +8,18 @@ use std::time::Duration;
 
 use stallfree_comm::nccl::{Communicator, Communicators};
 use stallfree_comm::{Control, NodeConfig, Part};
-use stallfree_core::{Clock, KvGeometry, WallClock};
+use stallfree_core::{Clock, KvGeometry, Parallel, WallClock};
 use stallfree_kernels::Backend;
 use stallfree_kernels::cuda::{CudaBackend, TIMED_ROWS};
-use stallfree_models::{Checkpoint, DtypeChoice, LoadOptions, Model};
+use stallfree_models::{Checkpoint, DtypeChoice, LoadOptions, Model, ModelConfig};
 
 pub use self::sizes::cuda_dtype;
 use self::sizes::{backend_config, num_blocks};
 use crate::cpu::probe;
 use crate::exchange::{Exchange, GpuRanks, join};
 use crate::nodes::{self, agree_on_blocks, wait_for_all};
-use crate::ranks::{on_each, run_all};
-use crate::{Error, KvSize, Parallel, Runner, ThreadExecutor, WorkerReport};
+use crate::ranks::{describe, on_each, parts_of, run_all};
+use crate::{Error, KvSize, Runner, ThreadExecutor, WorkerReport};
 
 /// How to start a worker on a GPU.
 #[derive(Clone, Debug)]
@@ -56,16 +56,14 @@ impl CudaWorkerConfig {
         self.nodes.as_ref().map_or(0, |nodes| nodes.node)
     }
 
-    /// Returns what the ranks of this process hold.
-    fn parts(&self) -> Vec<Part> {
-        let parts = self.parallel.parts().into_iter();
-        match &self.nodes {
-            None => parts.collect(),
-            Some(nodes) => {
-                let each = nodes.ranks_per_node;
-                parts.skip(nodes.node * each).take(each).collect()
-            }
-        }
+    /// Decides how the ranks talk, so many of which are in this process.
+    fn exchange(&self, num_ranks: usize) -> Result<Exchange, Error> {
+        Exchange::choose(&GpuRanks {
+            gpus: self.first_gpu..self.first_gpu + num_ranks,
+            tensor: self.parallel.tensor,
+            num_nodes: self.nodes.as_ref().map_or(1, |nodes| nodes.num_nodes),
+            peer_memory: self.peer_memory,
+        })
     }
 }
 
@@ -85,7 +83,7 @@ pub fn start_cuda(
     let ranks = Ranks::start(checkpoint, config, options, recording)?;
     let Ranks { runners, controls, kv, exchange, communicators, phases } = ranks;
     let device = runners.first().map_or(String::new(), |runner| runner.backend().device_name());
-    let device = config.parallel.describe(&device);
+    let device = describe(config.parallel, &device);
     let sum = |bytes: fn(&CudaBackend) -> usize| {
         runners.iter().map(|runner| bytes(runner.backend()) as u64).sum()
     };
@@ -153,21 +151,13 @@ impl Ranks {
         };
         let (model, parallel) = (checkpoint.config(), config.parallel);
         model.check_split(parallel.tensor, parallel.pipeline)?;
-        let parts = config.parts();
-        let exchange = Exchange::choose(&GpuRanks {
-            gpus: config.first_gpu..config.first_gpu + parts.len(),
-            tensor: parallel.tensor,
-            num_nodes: config.nodes.as_ref().map_or(1, |nodes| nodes.num_nodes),
-            peer_memory: config.peer_memory,
-        })?;
-        let mut controls = match &config.nodes {
-            None => Vec::new(),
-            Some(nodes) => {
-                let controls = stallfree_comm::meet(nodes)?;
-                done("meet other nodes");
-                controls
-            }
-        };
+        let parts = parts_of(parallel, config.nodes.as_ref());
+        let exchange = config.exchange(parts.len())?;
+        let mut controls = Vec::new();
+        if let Some(nodes) = &config.nodes {
+            controls = stallfree_comm::meet(nodes)?;
+            done("meet other nodes");
+        }
         let node = config.node();
         let (runners, kv, communicators) = nodes::start(node, &mut controls, |controls| {
             let ranks = on_each((config.first_gpu..).zip(parts), |rank| {
@@ -177,41 +167,19 @@ impl Ranks {
             done("open GPU");
             let ranks = load(checkpoint, ranks, options)?;
             done("load weights");
-            let mut joined = Vec::new();
+            let mut joined = None;
             if exchange == Exchange::Nccl {
                 // Before the cache takes what memory is left.
                 let gpus = ranks.iter().map(|(backend, model)| (model.part(), backend.device()));
-                joined = join(gpus, parallel, (node, controls))?;
+                joined = Some(join(gpus, parallel, (node, controls))?);
                 done("join ranks");
             }
-            // Every rank has as many blocks as the one with the least room.
-            let counts = ranks.iter().map(|(backend, model)| num_blocks(backend, &**model, config));
-            let counts: Vec<usize> = counts.collect::<Result<_, Error>>()?;
-            let least = counts.into_iter().min().unwrap_or(1);
-            let num_blocks = agree_on_blocks(node, controls, least)?;
-            let kv = KvGeometry { num_blocks, block_size: config.block_size };
-            let mut runners = on_each(ranks, |(mut backend, model)| {
-                backend.allocate_kv(&model.kv_spec(kv.num_blocks, kv.block_size))?;
-                Ok(Runner::new(backend, model, kv.block_size, config.max_tokens))
-            })?;
+            let (mut runners, kv) = allocate(ranks, config, (node, controls))?;
             done("allocate KV cache");
-            // Compiles and loads every kernel, and times products, so that no request waits for it.
-            let longest = config.max_tokens.min(kv.num_tokens());
-            let ends = TIMED_ROWS.into_iter().filter(|&rows| rows < longest);
-            // Steps are filled up to the next timed number, for which there is memory.
-            let last = TIMED_ROWS.into_iter().find(|&rows| rows >= longest);
-            let last = last.filter(|&rows| rows <= kv.num_tokens());
-            let last = last.unwrap_or(longest.min(TIMED_ROWS[TIMED_ROWS.len() - 1]));
-            for num_tokens in ends.chain([last]) {
-                run_all(&mut runners, &probe(num_tokens, 0, kv.block_size))?;
-            }
-            let sizes = (model.hidden_size, model.vocab_size);
-            let communicators = joined.iter().flat_map(Communicators::all).cloned().collect();
-            match exchange {
-                Exchange::PeerMemory if parallel == Parallel::NONE => {}
-                Exchange::PeerMemory => connect(&mut runners, parallel, sizes.0)?,
-                Exchange::Nccl => connect_through_nccl(&mut runners, joined, sizes)?,
-            }
+            warm_up(&mut runners, kv, config.max_tokens)?;
+            let communicators =
+                joined.iter().flatten().flat_map(Communicators::all).cloned().collect();
+            connect(&mut runners, parallel, joined, model)?;
             done("warm up");
             record(&mut runners, config, recording)?;
             // A step waits for all of its ranks, and should not wait for those that still compile.
@@ -239,8 +207,62 @@ fn load(
     })
 }
 
-/// Joins the ranks of each stage, and the stages, by each other's memory.
+/// Takes the memory of all ranks' caches.
+fn allocate(
+    ranks: Vec<LoadedRank>,
+    config: &CudaWorkerConfig,
+    (node, controls): (usize, &mut [Control]),
+) -> Result<(Vec<Runner<CudaBackend>>, KvGeometry), Error> {
+    // Every rank has as many blocks as the one with the least room.
+    let counts = ranks.iter().map(|(backend, model)| num_blocks(backend, &**model, config));
+    let counts: Vec<usize> = counts.collect::<Result<_, Error>>()?;
+    let least = counts.into_iter().min().unwrap_or(1);
+    let num_blocks = agree_on_blocks(node, controls, least)?;
+    let kv = KvGeometry { num_blocks, block_size: config.block_size };
+    let runners = on_each(ranks, |(mut backend, model)| {
+        backend.allocate_kv(&model.kv_spec(kv.num_blocks, kv.block_size))?;
+        Ok(Runner::new(backend, model, kv.block_size, config.max_tokens))
+    })?;
+    Ok((runners, kv))
+}
+
+/// Compiles and loads every kernel, and times products, so that no request waits for it.
+fn warm_up(
+    runners: &mut [Runner<CudaBackend>],
+    kv: KvGeometry,
+    max_tokens: usize,
+) -> Result<(), Error> {
+    let longest = max_tokens.min(kv.num_tokens());
+    let ends = TIMED_ROWS.into_iter().filter(|&rows| rows < longest);
+    // Steps are filled up to the next timed number, for which there is memory.
+    let last = TIMED_ROWS.into_iter().find(|&rows| rows >= longest);
+    let last = last.filter(|&rows| rows <= kv.num_tokens());
+    let last = last.unwrap_or(longest.min(TIMED_ROWS[TIMED_ROWS.len() - 1]));
+    for num_tokens in ends.chain([last]) {
+        run_all(runners, &probe(num_tokens, 0, kv.block_size))?;
+    }
+    Ok(())
+}
+
+/// Joins the ranks: by their communicators, or else by each other's memory.
 fn connect(
+    runners: &mut [Runner<CudaBackend>],
+    parallel: Parallel,
+    communicators: Option<Vec<Communicators>>,
+    model: &ModelConfig,
+) -> Result<(), Error> {
+    match communicators {
+        None if parallel == Parallel::NONE => Ok(()),
+        None => connect_by_memory(runners, parallel, model.hidden_size),
+        Some(communicators) => {
+            let sizes = (model.hidden_size, model.vocab_size);
+            connect_through_nccl(runners, communicators, sizes)
+        }
+    }
+}
+
+/// Joins the ranks of each stage, and the stages, by each other's memory.
+fn connect_by_memory(
     runners: &mut [Runner<CudaBackend>],
     parallel: Parallel,
     hidden_size: usize,

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use stallfree_comm::nccl::{self, Communicator, Communicators, Membership, UniqueId};
 use stallfree_comm::{Control, Part};
+use stallfree_core::Parallel;
 use stallfree_device::{Device, DeviceError, check_reach};
 use stallfree_kernels::cuda::{CudaError, MAX_RANKS};
 
+use crate::Error;
 use crate::nodes::{gone, share_ids};
 use crate::ranks::on_each;
-use crate::{Error, Parallel};
 
 /// How long ranks that are all loaded wait for each other: NCCL makes connections meanwhile.
 const JOIN_PATIENCE: Duration = Duration::from_secs(120);
@@ -77,7 +78,12 @@ fn places(part: Part) -> [Option<usize>; 2] {
 
 /// Returns how many communicators all ranks have together.
 fn num_groups(parallel: Parallel) -> usize {
-    parallel.parts().into_iter().flat_map(places).flatten().max().map_or(0, |last| last + 1)
+    Part::all(parallel.tensor, parallel.pipeline)
+        .into_iter()
+        .flat_map(places)
+        .flatten()
+        .max()
+        .map_or(0, |last| last + 1)
 }
 
 /// Joins this process's ranks, each with its GPU, to the others by NCCL, once those of all nodes have come here: returns each one's
@@ -109,15 +115,17 @@ pub(crate) fn join<'a>(
 
 #[cfg(test)]
 mod tests {
+    use stallfree_comm::Part;
+    use stallfree_core::Parallel;
+
     use super::{Exchange, GpuRanks, num_groups, places};
-    use crate::Parallel;
 
     #[test]
     fn every_group_has_an_id_of_its_own() {
         let check = |tensor, pipeline, expected: usize| {
             let parallel = Parallel { tensor, pipeline };
             let mut members = vec![Vec::new(); num_groups(parallel)];
-            for part in parallel.parts() {
+            for part in Part::all(parallel.tensor, parallel.pipeline) {
                 for (place, ranks) in places(part)
                     .into_iter()
                     .zip([part.tensor_ranks().collect::<Vec<_>>(), part.stage_ranks()])

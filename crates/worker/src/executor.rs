@@ -18,7 +18,7 @@ use stallfree_kernels::{Backend, Choice};
 use stallfree_transfer::{Copier, KvMemory, Ports, RankMemory, Stuck};
 
 use crate::in_flight::InFlight;
-use crate::kv_port::{Fetches, RankPort, Ranks};
+use crate::kv_port::{Fetches, RankPort, RankSenders};
 use crate::movers::{Move, Movers};
 use crate::nodes::{hear_all, tell_all};
 use crate::step_times::StepTimes;
@@ -37,7 +37,7 @@ pub struct ThreadExecutor {
     max_in_flight: usize,
     vocab_size: usize,
     /// To each rank; gone when the executor ends.
-    ranks: Ranks,
+    ranks: RankSenders,
     /// Who copies blocks on their way from and to others.
     movers: Movers,
     /// The ranks' caches, if all of them are where others can copy from; until the executor joins others.
@@ -123,7 +123,7 @@ impl ThreadExecutor {
         let num_stages = runners.first().map_or(1, |runner| runner.part().stage.of);
         let max_in_flight = if num_stages > 1 { num_stages } else { B::MAX_IN_FLIGHT };
         let (sender, outcomes) = channel();
-        let ranks = Ranks::default();
+        let ranks = RankSenders::default();
         let mut this = Self {
             geometry,
             max_in_flight,

@@ -22,7 +22,7 @@ use crate::movers::{KvStore, Move, Movers};
 const BLOCKS_A_READ: usize = 8;
 
 /// The way to an executor's ranks; empty once it ends.
-pub(crate) type Ranks = Arc<Mutex<Vec<Sender<Work>>>>;
+pub(crate) type RankSenders = Arc<Mutex<Vec<Sender<Work>>>>;
 
 /// Where others read this executor's blocks.
 #[derive(Debug)]
@@ -254,14 +254,14 @@ mod tests {
     use stallfree_core::{BlockId, InstanceId, LeaseBook, SeqId};
     use stallfree_transfer::KvPort;
 
-    use super::{RankPort, Ranks};
+    use super::{RankPort, RankSenders};
     use crate::movers::Movers;
 
     #[test]
     fn blocks_that_are_not_there_are_refused() {
         let leases = LeaseBook::default();
         let lease = leases.grant(SeqId(1));
-        let (instance, movers) = (InstanceId(0), Movers::Ranks(Ranks::default()));
+        let (instance, movers) = (InstanceId(0), Movers::Ranks(RankSenders::default()));
         let port = RankPort { instance, movers, leases, num_blocks: 4, memory: None };
         let check = |blocks: &[u32], words: &str| {
             let (sender, told) = channel();

@@ -19,7 +19,6 @@ pub use cpu::{CpuWorkerConfig, run_cpu_node, start_cpu};
 pub use cuda::{CudaWorkerConfig, RecordingProgress, cuda_dtype, run_cuda_node, start_cuda};
 pub use exchange::{Exchange, GpuRanks};
 pub use executor::ThreadExecutor;
-pub use ranks::Parallel;
 pub use runner::Runner;
 pub use stallfree_comm::{NodeConfig, decline};
 pub use start::{Error, KvSize, WorkerReport};

@@ -12,7 +12,7 @@ use stallfree_transfer::{KvPart, RankMemory};
 
 use crate::Runner;
 use crate::executor::Work;
-use crate::kv_port::{Ranks, Reading, Writing};
+use crate::kv_port::{RankSenders, Reading, Writing};
 
 /// A rank's cache, for who copies blocks of it.
 pub(crate) trait KvStore {
@@ -52,7 +52,7 @@ impl Move {
 #[derive(Clone, Debug)]
 pub(crate) enum Movers {
     /// The ranks themselves, between their steps.
-    Ranks(Ranks),
+    Ranks(RankSenders),
     /// A thread for each rank, beside its steps.
     Beside(Arc<Mutex<Vec<Sender<Move>>>>),
 }

@@ -1,46 +1,30 @@
 //! The ranks of a model within a process, each on its thread.
 
-use stallfree_comm::Part;
-use stallfree_core::Batch;
+use stallfree_comm::{NodeConfig, Part};
+use stallfree_core::{Batch, Parallel};
 use stallfree_kernels::Backend;
 
 use crate::{Error, Runner};
 
-/// Over how many ranks a model is spread.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Parallel {
-    /// Ranks that share each layer.
-    pub tensor: usize,
-    /// Stages of layers, one after the other.
-    pub pipeline: usize,
+/// Returns what the ranks of this process hold: those of its node, where there are several.
+pub(crate) fn parts_of(parallel: Parallel, nodes: Option<&NodeConfig>) -> Vec<Part> {
+    let mut parts = Part::all(parallel.tensor, parallel.pipeline);
+    if let Some(nodes) = nodes {
+        parts = parts.split_off(nodes.node * nodes.ranks_per_node);
+        parts.truncate(nodes.ranks_per_node);
+    }
+    parts
 }
 
-impl Parallel {
-    /// One rank that has everything.
-    pub const NONE: Self = Self { tensor: 1, pipeline: 1 };
-
-    /// Returns how many ranks there are.
-    #[must_use]
-    pub const fn world_size(self) -> usize {
-        self.tensor * self.pipeline
-    }
-
-    /// Describes what runs on `device`.
-    pub(crate) fn describe(self, device: &str) -> String {
-        match self {
-            Self::NONE => device.to_owned(),
-            Self { tensor, pipeline: 1 } => format!("{device}, {tensor} ranks a layer"),
-            Self { tensor: 1, pipeline } => format!("{device}, {pipeline} stages"),
-            Self { tensor, pipeline } => {
-                format!("{device}, {pipeline} stages of {tensor} ranks a layer")
-            }
+/// Describes what runs on `device`.
+pub(crate) fn describe(parallel: Parallel, device: &str) -> String {
+    match parallel {
+        Parallel::NONE => device.to_owned(),
+        Parallel { tensor, pipeline: 1 } => format!("{device}, {tensor} ranks a layer"),
+        Parallel { tensor: 1, pipeline } => format!("{device}, {pipeline} stages"),
+        Parallel { tensor, pipeline } => {
+            format!("{device}, {pipeline} stages of {tensor} ranks a layer")
         }
-    }
-
-    /// Returns what each rank holds.
-    #[must_use]
-    pub fn parts(self) -> Vec<Part> {
-        Part::all(self.tensor, self.pipeline)
     }
 }
 

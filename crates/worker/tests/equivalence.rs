@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use serde_json::json;
 use stallfree_cluster::{ClusterReplay, DispatchConfig, Role, Start};
-use stallfree_comm::{Mesh, Peers};
+use stallfree_comm::{Mesh, Part, Peers};
 use stallfree_core::{
-    Batch, BatchId, Executor, InstanceId, KvGeometry, LeaseBook, Request, SamplingParams, SeqId,
-    Slo, StopRules, Time, TokenId,
+    Batch, BatchId, Executor, InstanceId, KvGeometry, LeaseBook, Parallel, Request, SamplingParams,
+    SeqId, Slo, StopRules, Time, TokenId,
 };
 use stallfree_engine::{
     Command, Engine, EngineInfo, InstanceChange, OutputStream, SeqOutput, output_stream,
@@ -21,7 +21,7 @@ use stallfree_models::tiny::TinyModel;
 use stallfree_models::{ARCHITECTURES, Checkpoint, LoadOptions};
 use stallfree_scheduler::{POLICIES, Planner, SchedulerConfig};
 use stallfree_transfer::Ports;
-use stallfree_worker::{CpuWorkerConfig, KvSize, Parallel, Runner, ThreadExecutor, start_cpu};
+use stallfree_worker::{CpuWorkerConfig, KvSize, Runner, ThreadExecutor, start_cpu};
 
 const BLOCK_SIZE: usize = 4;
 const MAX_MODEL_LEN: usize = 96;
@@ -326,7 +326,8 @@ fn a_lost_rank_ends_every_request_with_an_error() {
     let case = Case { parallel: Parallel { tensor: 2, pipeline: 1 }, ..alone("LlamaForCausalLM") };
     let mut ends = Mesh::threads(2);
     let (other, world) = (ends.pop(), ends.pop().unwrap());
-    let part = case.parallel.parts()[0];
+    let Parallel { tensor, pipeline } = case.parallel;
+    let part = Part::all(tensor, pipeline)[0];
     let config = CpuConfig { num_threads: 1, ..CpuConfig::default() };
     let mut backend = CpuBackend::with_peers(config, Peers::new(world, part)).unwrap();
     let options = LoadOptions { part, ..LoadOptions::default() };

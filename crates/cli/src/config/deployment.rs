@@ -289,7 +289,7 @@ mod tests {
     use std::path::PathBuf;
 
     use stallfree_cluster::Role;
-    use stallfree_worker::Parallel;
+    use stallfree_core::Parallel;
 
     use super::{DeploymentConfig, InstanceConfig, share_gpus};
     use crate::args::{Kernels, serve_args};

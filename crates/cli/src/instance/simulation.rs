@@ -4,9 +4,9 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
-use stallfree_core::Executor as _;
+use stallfree_core::{Executor as _, Parallel};
 use stallfree_models::ModelConfig;
-use stallfree_sim::{KvRoom, ModelShape, Parallel, SimConfig, SimExecutor};
+use stallfree_sim::{KvRoom, ModelShape, SimConfig, SimExecutor};
 use stallfree_worker::{KvSize, WorkerReport};
 
 use super::members::Seat;
@@ -27,7 +27,7 @@ pub(super) fn start(
         gpu: device.gpu.clone(),
         factors: device.factors,
         shape: ModelShape::from_config(&sizes(path)?)?,
-        parallel: Parallel { tensor: config.parallel.tensor, pipeline: config.parallel.pipeline },
+        parallel: config.parallel,
         block_size: config.block_size,
         kv: match config.kv_size {
             KvSize::Auto => KvRoom::Utilization(device.memory_utilization),
@@ -53,12 +53,15 @@ pub(super) fn start(
 }
 
 /// Names the device: `simulated 4 x a100-80g-sxm, 2 stages`. Bytes in its report are those of the fullest GPU.
-fn describe(gpu: &str, Parallel { tensor, pipeline }: Parallel) -> String {
-    let count = match tensor * pipeline {
+fn describe(gpu: &str, parallel: Parallel) -> String {
+    let count = match parallel.world_size() {
         1 => String::new(),
         count => format!("{count} x "),
     };
-    let stages = if pipeline > 1 { format!(", {pipeline} stages") } else { String::new() };
+    let stages = match parallel.pipeline {
+        1 => String::new(),
+        stages => format!(", {stages} stages"),
+    };
     format!("simulated {count}{gpu}{stages}")
 }
 

@@ -6,15 +6,15 @@ use std::sync::mpsc::channel;
 use serde_json::json;
 use stallfree_cluster::{ClusterReplay, DispatchConfig, Role};
 use stallfree_core::{
-    Batch, BatchId, BlockId, Chunk, Executor as _, InstanceId, LeaseId, SampleSpec, SamplingParams,
-    SeqId, Time, TokenId,
+    Batch, BatchId, BlockId, Chunk, Executor as _, InstanceId, LeaseId, Parallel, SampleSpec,
+    SamplingParams, SeqId, Time, TokenId,
 };
 use stallfree_engine::SeqOutput;
 use stallfree_kernels::WeightType;
 use stallfree_models::Checkpoint;
 use stallfree_models::tiny::TinyModel;
 use stallfree_transfer::{KvPart, KvPayload};
-use stallfree_worker::{Parallel, ThreadExecutor};
+use stallfree_worker::ThreadExecutor;
 
 use crate::Outcome;
 use crate::deployment::{BLOCK_SIZE, Executors, Member, Settings, StepLog, prompt, request};

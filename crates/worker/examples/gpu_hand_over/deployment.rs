@@ -7,13 +7,13 @@ use std::time::Duration;
 use stallfree_cluster::{Cluster, ClusterConfig, DispatchConfig, GateConfig, Role, Start};
 use stallfree_core::{
     BlockId, Clock, Executor as _, InstanceId, KvFetch, KvGeometry, KvLease, LeaseBook, LeaseId,
-    Request, SamplingParams, Slo, StopRules, Time, TokenId, WallClock, lock,
+    Parallel, Request, SamplingParams, Slo, StopRules, Time, TokenId, WallClock, lock,
 };
 use stallfree_engine::{Engine, EngineInfo, StepObserver, StepRecord};
 use stallfree_models::{Checkpoint, LoadOptions};
 use stallfree_scheduler::{Planner, SchedulerConfig};
 use stallfree_transfer::{Deliver, KvPort, Ports};
-use stallfree_worker::{CudaWorkerConfig, KvSize, Parallel, ThreadExecutor, start_cuda};
+use stallfree_worker::{CudaWorkerConfig, KvSize, ThreadExecutor, start_cuda};
 
 use crate::Outcome;
 

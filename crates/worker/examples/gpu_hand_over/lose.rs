@@ -8,10 +8,9 @@ use std::thread;
 use std::time::Duration;
 
 use stallfree_cluster::{Cluster, Role};
-use stallfree_core::{Clock as _, TokenId, WallClock};
+use stallfree_core::{Clock as _, Parallel, TokenId, WallClock};
 use stallfree_engine::{EngineHandle as _, Health, OutputStream, OutputToken};
 use stallfree_models::Checkpoint;
-use stallfree_worker::Parallel;
 
 use crate::deployment::{Executors, Member, Settings, StepLog, prompt, request, spawn};
 use crate::{Outcome, apart};
@@ -48,7 +47,7 @@ pub(crate) fn join(checkpoint: &Checkpoint, port: u16, role: &str, gpu: usize) -
 }
 
 const fn member(role: Role, first_gpu: usize) -> Member {
-    let parallel = Parallel { tensor: 1, pipeline: 1 };
+    let parallel = Parallel::NONE;
     Member { role, first_gpu, parallel, max_num_batched_tokens: 256 }
 }
 

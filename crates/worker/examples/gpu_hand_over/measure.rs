@@ -5,10 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use stallfree_cluster::{Cluster, Role};
-use stallfree_core::{BlockId, Clock, SeqId, TokenId, WallClock};
+use stallfree_core::{BlockId, Clock, Parallel, SeqId, TokenId, WallClock};
 use stallfree_engine::{EngineHandle as _, OutputStream, SeqOutput, StepRecord};
 use stallfree_models::{Checkpoint, ModelConfig};
-use stallfree_worker::Parallel;
 
 use crate::Outcome;
 use crate::deployment::{BLOCK_SIZE, Executors, Member, Settings, StepLog, prompt, request, spawn};
@@ -67,7 +66,7 @@ struct Running {
 }
 
 fn measure(checkpoint: &Checkpoint, case: &Case) -> Outcome<()> {
-    let whole = Parallel { tensor: 1, pipeline: 1 };
+    let whole = Parallel::NONE;
     let [prefill, decode] = case.gpus;
     let member = |role, first_gpu, max_num_batched_tokens| Member {
         role,

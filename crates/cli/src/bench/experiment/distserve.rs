@@ -4,7 +4,8 @@
 use anyhow::{Context as _, Result};
 use stallfree_bench::metrics::{Crossing, Slo, attained, crossing};
 use stallfree_bench::plot::{AttainmentConfig, Group, attainment};
-use stallfree_sim::{Calibration, CostModel, ModelShape, Parallel, StepLoad};
+use stallfree_core::Parallel;
+use stallfree_sim::{Calibration, CostModel, ModelShape, StepLoad};
 
 use super::fleet::{Fleet, Traffic};
 use super::lab::Lab;
