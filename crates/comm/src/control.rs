@@ -5,6 +5,8 @@ use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use stallfree_core::lock;
+
 use crate::frame::{read_frame, write_frame};
 
 /// How often a node shows that it is alive.
@@ -78,7 +80,7 @@ fn beat(writer: &Weak<Writer>) {
 
 impl Writer {
     fn send(&self, bytes: &[u8]) -> io::Result<()> {
-        write_frame(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), bytes)
+        write_frame(&mut *lock(&self.0), bytes)
     }
 }
 
@@ -93,7 +95,7 @@ impl ControlSender {
 
     /// Ends the connection at once, whoever else could still send.
     pub fn close(&self) {
-        let stream = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let stream = lock(&self.0.0);
         let _gone = stream.shutdown(Shutdown::Both);
     }
 }

@@ -10,6 +10,7 @@ mod executor;
 mod ids;
 mod kv_transfer;
 mod lock;
+mod panic;
 mod parallel;
 mod request;
 mod sampling;
@@ -20,6 +21,7 @@ pub use executor::{Executor, ExecutorError, KvGeometry, SampledToken, StepOutput
 pub use ids::{BatchId, BlockId, InstanceId, SeqId, SeqIdHasher, SeqMap, TokenId};
 pub use kv_transfer::{KvFetch, KvLease, KvOffer, LeaseBook, LeaseId};
 pub use lock::lock;
+pub use panic::panic_message;
 pub use parallel::Parallel;
 pub use request::{FinishReason, Request, Slo, StopRules};
 pub use sampling::SamplingParams;

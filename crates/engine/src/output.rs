@@ -6,13 +6,13 @@
 
 use std::fmt;
 use std::future::poll_fn;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
 use smallvec::SmallVec;
-use stallfree_core::SeqId;
+use stallfree_core::{SeqId, lock};
 
 use crate::{OutputToken, SeqOutput};
 
@@ -59,13 +59,6 @@ impl SlotState {
     }
 }
 
-impl Slot {
-    /// Every critical section is a few moves, so that a poisoned lock's state is still whole.
-    fn lock(&self) -> MutexGuard<'_, SlotState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// Returns the two ends of a sequence's output. `cancel` runs if the stream is dropped before the end.
 pub fn output_stream(
     seq: SeqId,
@@ -86,7 +79,7 @@ impl OutputSender {
 
     /// Does the same, but leaves it to the caller to wake the reader.
     pub(crate) fn add(&self, add: impl FnOnce(&mut SeqOutput)) -> Option<Waker> {
-        let mut state = self.slot.lock();
+        let mut state = lock(&self.slot.state);
         let SlotState { tokens, output, ended, reader } = &mut *state;
         if *ended {
             return None;
@@ -100,7 +93,7 @@ impl OutputSender {
 
     /// Adds a token and nothing else, and leaves it to the caller to wake the reader.
     pub(crate) fn push(&self, token: OutputToken) -> Option<Waker> {
-        let mut state = self.slot.lock();
+        let mut state = lock(&self.slot.state);
         if state.ended {
             return None;
         }
@@ -165,7 +158,7 @@ impl OutputStream {
 
     /// Returns what there is, or registers to be woken.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<SeqOutput>> {
-        let mut state = self.slot.lock();
+        let mut state = lock(&self.slot.state);
         if let Some(output) = state.take() {
             return Poll::Ready(Some(output));
         }
@@ -182,7 +175,7 @@ impl OutputStream {
 
 impl Drop for OutputStream {
     fn drop(&mut self) {
-        let ended = self.slot.lock().ended;
+        let ended = lock(&self.slot.state).ended;
         if let Some(cancel) = self.cancel.take().filter(|_| !ended) {
             cancel();
         }

@@ -3,7 +3,6 @@
 //! It waits, and nothing else: for commands, for the executor's waker, or until the moment that the engine named. Requests
 //! beyond the queue's limit are refused, so its inbox is bounded: by the limit, and by one cancellation a stream.
 
-use std::any::Any;
 use std::fmt;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::Duration;
 
-use stallfree_core::{Clock, Request, SeqId, Time, lock};
+use stallfree_core::{Clock, Request, SeqId, Time, lock, panic_message};
 
 use crate::bell::Bell;
 use crate::heartbeat::Heartbeat;
@@ -194,7 +193,7 @@ impl Shared {
         let was_told_to = ran.is_ok() && engine.dead().is_none();
         let reason = match ran {
             Ok(()) => engine.dead().unwrap_or("the engine was shut down").to_owned(),
-            Err(panic) => format!("the engine's thread panicked: {}", message(&*panic)),
+            Err(panic) => format!("the engine's thread panicked: {}", panic_message(&*panic)),
         };
         tracing::debug!(reason, "the engine's thread ends");
         // First refuse, then fail: nothing comes in between.
@@ -328,11 +327,6 @@ impl Pace {
         }
         (now - since) / finished.max(1)
     }
-}
-
-fn message(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
 }
 
 impl fmt::Debug for ThreadedEngine {

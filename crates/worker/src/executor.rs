@@ -12,7 +12,7 @@ use stallfree_comm::Control;
 use stallfree_comm::nccl::Communicator;
 use stallfree_core::{
     Batch, BatchId, Clock, Executor, ExecutorError, InstanceId, KvFetch, KvGeometry, LeaseBook,
-    SeqId, StepOutput, Time, WallClock, lock,
+    SeqId, StepOutput, Time, WallClock, lock, panic_message,
 };
 use stallfree_kernels::{Backend, Choice};
 use stallfree_transfer::{Copier, KvMemory, Ports, RankMemory, Stuck};
@@ -389,15 +389,9 @@ fn guarded<T>(
     let reason = match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(result)) => return Ok(result),
         Ok(Err(error)) => error.to_string(),
-        Err(panic) => panic_text(&*panic),
+        Err(panic) => format!("the worker panicked: {}", panic_message(&*panic)),
     };
     Err(ExecutorError { batch, reason })
-}
-
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-    format!("the worker panicked: {}", text.unwrap_or("no message"))
 }
 
 impl Executor for ThreadExecutor {

@@ -4,10 +4,11 @@ use std::ffi::c_int;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, TryLockError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use stallfree_core::lock;
 use stallfree_device::{Device, DeviceArena, DeviceSlice, Dtype, Stream};
 
 use super::library::{DataType, Library, RawComm, SUM, library};
@@ -341,8 +342,4 @@ fn ends_within<T>(thread: &JoinHandle<T>, patience: Duration) -> bool {
 
 fn alone(Membership { rank, patience, .. }: Membership) -> NcclError {
     NcclError::Alone { rank: rank.index, size: rank.of, patience }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

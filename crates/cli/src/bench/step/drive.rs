@@ -1,12 +1,13 @@
 //! Sends requests to an engine and reads them as a server would.
 
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use stallfree_core::{
     Clock as _, Request, SamplingParams, Slo, StopRules, Time, TokenId, TokenLogprob, WallClock,
+    lock,
 };
 use stallfree_engine::{EngineHandle, OutputStream, StepObserver, StepRecord, ThreadedEngine};
 use stallfree_server::ringer_on;
@@ -28,13 +29,13 @@ impl StepLog {
 
     /// Takes the moments out.
     fn take(&self) -> Vec<Time> {
-        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut lock(&self.0))
     }
 }
 
 impl StepObserver for StepLog {
     fn on_step(&mut self, step: &StepRecord) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(step.finished);
+        lock(&self.0).push(step.finished);
     }
 }
 
