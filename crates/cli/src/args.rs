@@ -5,6 +5,7 @@
 mod deployment;
 mod doctor;
 mod instance;
+mod key_value;
 mod number;
 mod serve;
 mod unknown;
@@ -25,6 +26,7 @@ pub(crate) use deployment::{
 };
 pub(crate) use doctor::{DoctorArgs, LibraryName};
 pub(crate) use instance::{InstanceArgs, KvTransport};
+pub(crate) use key_value::key_value;
 pub(crate) use number::{Auto, positive};
 pub(crate) use serve::{
     CacheArgs, DeviceKind, Dtype, EngineArgs, Kernels, LoadFormat, ModelArgs, SchedulerArgs,

@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::{ArgAction, Args, ValueEnum};
 
 use super::deployment::DeploymentArgs;
+use super::key_value::key_value;
 use super::number::{Auto, count, millis, positive, share};
 
 /// The flags of `serve`.
@@ -110,7 +111,7 @@ pub(crate) struct SchedulerArgs {
     #[arg(long, value_name = "NAME", default_value = "sarathi")]
     pub(crate) scheduler: String,
     /// A setting of the policy; may be repeated
-    #[arg(long, value_name = "KEY=VALUE", value_parser = setting)]
+    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
     pub(crate) scheduler_config: Vec<(String, String)>,
     /// The order of waiting requests; edf and llf need objectives
     #[arg(long, value_enum, default_value_t = SchedulingPolicy::Fcfs)]
@@ -325,13 +326,5 @@ impl ServerArgs {
                 })
             }),
         }
-    }
-}
-
-/// Reads `key=value`.
-fn setting(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err(format!("'{text}' is not KEY=VALUE")),
     }
 }

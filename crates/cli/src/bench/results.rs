@@ -11,6 +11,8 @@ use serde_json::{Map, Value, json};
 use stallfree_bench::metrics::{Goodput, Slo, SummaryConfig};
 use stallfree_bench::{RequestRecord, Summary, date};
 
+use crate::args::key_value;
+
 /// Which figures, and where to.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Results")]
@@ -44,7 +46,7 @@ pub(crate) struct ResultArgs {
     #[arg(long, value_name = "MODE")]
     pub(crate) deployment_mode: Option<String>,
     /// Fields to add to the results
-    #[arg(long, value_name = "KEY=VALUE", num_args = 1.., value_parser = pair)]
+    #[arg(long, value_name = "KEY=VALUE", num_args = 1.., value_parser = key_value)]
     pub(crate) metadata: Vec<(String, String)>,
     /// Where results go [default: results]
     #[arg(long, value_name = "DIR")]
@@ -207,13 +209,5 @@ fn limit(text: &str) -> Result<(String, f64), String> {
     match parsed {
         Some((name, ms)) if ms >= 0.0 => Ok((name.to_owned(), ms)),
         _ => Err(format!("'{text}' is not NAME:MILLISECONDS")),
-    }
-}
-
-/// Reads `key=value`.
-fn pair(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err(format!("'{text}' is not KEY=VALUE")),
     }
 }

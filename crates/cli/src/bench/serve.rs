@@ -18,6 +18,7 @@ use stallfree_tokenizer::Tokenizer;
 use super::cpu_time;
 use super::results::{About, ResultArgs, add_details, load_line, save};
 use super::workload::{DatasetName, WorkloadArgs, count_tokens};
+use crate::args::key_value;
 use crate::console;
 use client::Client;
 use prompts::Prompts;
@@ -75,7 +76,7 @@ pub(crate) struct ServerArgs {
     #[arg(long, env = "OPENAI_API_KEY", hide_env_values = true)]
     pub(crate) api_key: Option<String>,
     /// Headers to send
-    #[arg(long, value_name = "KEY=VALUE", num_args = 1.., value_parser = header)]
+    #[arg(long, value_name = "KEY=VALUE", num_args = 1.., value_parser = key_value)]
     pub(crate) header: Vec<(String, String)>,
     /// Wait so long for the server to answer
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
@@ -340,12 +341,4 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
         .enable_all()
         .build()
         .context("the client's threads can't be started")
-}
-
-/// Reads `key=value`.
-fn header(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err(format!("'{text}' is not KEY=VALUE")),
-    }
 }
