@@ -5,6 +5,7 @@
 //! no HTTP. They meet in [`Executor`] and in two values: a [`Batch`] goes down, a [`StepOutput`] comes up.
 
 mod batch;
+mod calendar;
 mod clock;
 mod executor;
 mod ids;
@@ -16,6 +17,7 @@ mod request;
 mod sampling;
 
 pub use batch::{Batch, Chunk, History, PENDING_TOKEN, PromptLogprobs, SampleSpec};
+pub use calendar::DateTime;
 pub use clock::{Clock, Time, WallClock};
 pub use executor::{Executor, ExecutorError, KvGeometry, SampledToken, StepOutput, TokenLogprob};
 pub use ids::{BatchId, BlockId, InstanceId, SeqId, SeqIdHasher, SeqMap, TokenId};

@@ -1,9 +1,10 @@
 //! What templates call: `raise_exception`, `strftime_now`, `tojson`.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use minijinja::value::Kwargs;
 use minijinja::{Environment, Error, ErrorKind, Value};
+use stallfree_core::DateTime;
 
 use super::json;
 
@@ -40,8 +41,8 @@ fn pair(separators: Vec<String>) -> Option<(String, String)> {
 
 /// Returns the function that formats `now` (UTC) as C's `strftime` does.
 pub(super) fn strftime_at(now: SystemTime) -> Value {
-    let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    Value::from_function(move |format: String| strftime(&format, seconds))
+    let now = DateTime::of(now);
+    Value::from_function(move |format: String| strftime(&format, now))
 }
 
 const MONTHS: [&str; 12] = [
@@ -59,14 +60,11 @@ const MONTHS: [&str; 12] = [
     "December",
 ];
 const WEEKDAYS: [&str; 7] =
-    ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
+    ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];
 
-fn strftime(format: &str, unix_seconds: u64) -> String {
-    let (days, second_of_day) = (unix_seconds / 86_400, unix_seconds % 86_400);
-    let (year, month, day, day_of_year) = civil(days);
-    let (month_name, weekday) = (MONTHS[month], WEEKDAYS[(days % 7) as usize]);
-    let (hour, minute, second) =
-        (second_of_day / 3600, second_of_day / 60 % 60, second_of_day % 60);
+fn strftime(format: &str, now: DateTime) -> String {
+    let DateTime { year, month, day, day_of_year, weekday, hour, minute, second } = now;
+    let (month_name, weekday) = (MONTHS[month as usize - 1], WEEKDAYS[weekday as usize]);
     let hour12 = (hour + 11) % 12 + 1;
     let mut out = String::new();
     let mut chars = format.chars();
@@ -78,7 +76,7 @@ fn strftime(format: &str, unix_seconds: u64) -> String {
         match chars.next() {
             Some('Y') => out += &year.to_string(),
             Some('y') => out += &format!("{:02}", year % 100),
-            Some('m') => out += &format!("{:02}", month + 1),
+            Some('m') => out += &format!("{month:02}"),
             Some('B') => out += month_name,
             Some('b' | 'h') => out += &month_name[..3],
             Some('d') => out += &format!("{day:02}"),
@@ -91,7 +89,7 @@ fn strftime(format: &str, unix_seconds: u64) -> String {
             Some('p') => out += if hour < 12 { "AM" } else { "PM" },
             Some('M') => out += &format!("{minute:02}"),
             Some('S') => out += &format!("{second:02}"),
-            Some('F') => out += &format!("{year}-{:02}-{day:02}", month + 1),
+            Some('F') => out += &format!("{year}-{month:02}-{day:02}"),
             Some('T') => out += &format!("{hour:02}:{minute:02}:{second:02}"),
             Some('Z') => out += "UTC",
             Some('z') => out += "+0000",
@@ -102,35 +100,20 @@ fn strftime(format: &str, unix_seconds: u64) -> String {
     out
 }
 
-/// Returns year, month (from 0), day (from 1) and day of the year (from 1) of a day counted from 1970-01-01.
-fn civil(mut days: u64) -> (u64, usize, u64, u64) {
-    const CYCLE_DAYS: u64 = 146_097;
-    let leap = |y: u64| y.is_multiple_of(4) && (!y.is_multiple_of(100) || y.is_multiple_of(400));
-    // Whole cycles of 400 years first, so that a far date costs no more than a near one.
-    let mut year = 1970 + days / CYCLE_DAYS * 400;
-    days %= CYCLE_DAYS;
-    while days >= 365 + u64::from(leap(year)) {
-        days -= 365 + u64::from(leap(year));
-        year += 1;
-    }
-    let day_of_year = days + 1;
-    let lengths = [31, 28 + u64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
-    let mut month = 0;
-    while days >= lengths[month] {
-        days -= lengths[month];
-        month += 1;
-    }
-    (year, month, days + 1, day_of_year)
-}
-
 #[cfg(test)]
 mod tests {
-    use super::strftime;
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use super::{DateTime, strftime};
+
+    fn at(seconds: u64) -> DateTime {
+        DateTime::of(UNIX_EPOCH + Duration::from_secs(seconds))
+    }
 
     #[test]
     fn dates_are_formatted_as_c_does() {
         let check = |seconds, expected| {
-            assert_eq!(strftime("%A %d %B %Y %H:%M:%S %j", seconds), expected, "{seconds}");
+            assert_eq!(strftime("%A %d %B %Y %H:%M:%S %j", at(seconds)), expected, "{seconds}");
         };
         check(0, "Thursday 01 January 1970 00:00:00 001");
         check(951_782_399, "Monday 28 February 2000 23:59:59 059");
@@ -140,6 +123,6 @@ mod tests {
 
     #[test]
     fn unknown_directives_stay_as_they_are() {
-        assert_eq!(strftime("%d %b %y %Q 100%", 1_700_000_000), "14 Nov 23 %Q 100%");
+        assert_eq!(strftime("%d %b %y %Q 100%", at(1_700_000_000)), "14 Nov 23 %Q 100%");
     }
 }
