@@ -16,7 +16,8 @@ use stallfree_engine::{EngineHandle as _, OutputStream, SubmitError};
 use stallfree_scheduler::SchedulerConfig;
 use stallfree_testkit::equivalence::{Case, engine};
 use stallfree_testkit::{
-    Fault, Language, MockConfig, MockExecutor, MockNetwork, Pace, VOCAB_SIZE, greedy, traffic,
+    Fault, Language, MockConfig, MockExecutor, MockNetwork, Pace, VOCAB_SIZE, greedy, read_tokens,
+    traffic,
 };
 use tokio::sync::oneshot;
 
@@ -172,15 +173,6 @@ impl World {
     }
 }
 
-fn tokens(stream: &mut OutputStream) -> Vec<TokenId> {
-    let mut tokens = Vec::new();
-    while let Some(output) = stream.blocking_next() {
-        assert_eq!(output.error, None);
-        tokens.extend(output.tokens.iter().map(|token| token.token));
-    }
-    tokens
-}
-
 fn requests() -> Vec<Request> {
     let words = "6x0:30+40 4x0:100+20~64 3x0:3+100 0:20+1 0:1+2";
     traffic(words).into_iter().map(|(_, request)| request).collect()
@@ -197,7 +189,7 @@ fn check(here: &[Role], there: &[(Role, Option<Fault>)]) {
     drop(leaving);
     for (request, stream) in requests.iter().zip(&mut streams) {
         let expected = Language::answer(request, MAX_MODEL_LEN);
-        assert_eq!(tokens(stream), expected, "{here:?} {there:?}");
+        assert_eq!(read_tokens(stream), expected, "{here:?} {there:?}");
     }
     world.wait_until_empty();
     let faults = there.iter().map(|(_, fault)| fault.is_some());

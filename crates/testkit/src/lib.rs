@@ -9,9 +9,11 @@ mod clock;
 pub mod equivalence;
 mod language;
 mod mock;
+mod reader;
 mod traffic;
 
 pub use clock::ManualClock;
 pub use language::{Language, VOCAB_SIZE};
 pub use mock::{Fault, MockConfig, MockExecutor, MockNetwork, Pace};
+pub use reader::read_tokens;
 pub use traffic::{greedy, traffic};

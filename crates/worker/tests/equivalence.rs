@@ -2,14 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails where it may")]
 
-use std::sync::Arc;
-
 use serde_json::json;
 use stallfree_cluster::{ClusterReplay, DispatchConfig, Role, Start};
 use stallfree_comm::{Mesh, Part, Peers};
 use stallfree_core::{
-    Batch, BatchId, Executor, InstanceId, KvGeometry, LeaseBook, Parallel, Request, SamplingParams,
-    SeqId, Slo, StopRules, Time, TokenId,
+    Batch, BatchId, Executor, InstanceId, KvGeometry, LeaseBook, Parallel, Request, SeqId, Time,
+    TokenId,
 };
 use stallfree_engine::{
     Command, Engine, EngineInfo, InstanceChange, OutputStream, SeqOutput, output_stream,
@@ -20,11 +18,14 @@ use stallfree_kernels::cpu::{CpuBackend, CpuConfig};
 use stallfree_models::tiny::TinyModel;
 use stallfree_models::{ARCHITECTURES, Checkpoint, LoadOptions};
 use stallfree_scheduler::{POLICIES, Planner, SchedulerConfig};
+use stallfree_testkit::{greedy, read_tokens};
 use stallfree_transfer::Ports;
 use stallfree_worker::{CpuWorkerConfig, KvSize, Runner, ThreadExecutor, start_cpu};
 
 const BLOCK_SIZE: usize = 4;
 const MAX_MODEL_LEN: usize = 96;
+/// Of each sequence.
+const MAX_TOKENS: usize = 20;
 
 #[derive(Clone)]
 struct Case {
@@ -76,7 +77,7 @@ fn generate(case: &Case) -> (Vec<Vec<TokenId>>, u64) {
     }
     assert_eq!(engine.dead(), None);
     assert_eq!((engine.stats().num_running, engine.stats().num_used_blocks), (0, 0));
-    (streams.iter_mut().map(read).collect(), engine.stats().num_preemptions)
+    (streams.iter_mut().map(read_tokens).collect(), engine.stats().num_preemptions)
 }
 
 fn engine(case: &Case, executor: ThreadExecutor) -> Engine {
@@ -107,32 +108,11 @@ fn requests(num_prompts: usize) -> (Vec<Command>, Vec<OutputStream>) {
     let (mut commands, mut streams) = (Vec::new(), Vec::new());
     for (id, prompt) in prompts().into_iter().take(num_prompts).enumerate() {
         let (output, stream) = output_stream(SeqId(id as u64), || ());
-        let request = request(prompt);
         let id = SeqId(id as u64);
-        commands.push(Command::run(id, request, Time::ZERO, output));
+        commands.push(Command::run(id, greedy(prompt, MAX_TOKENS), Time::ZERO, output));
         streams.push(stream);
     }
     (commands, streams)
-}
-
-fn request(prompt: Vec<TokenId>) -> Request {
-    let stop = StopRules { max_tokens: 20, min_tokens: 0, stop_token_ids: Vec::new() };
-    Request {
-        prompt,
-        sampling: Arc::new(SamplingParams::greedy()),
-        stop,
-        priority: 0,
-        slo: Slo::default(),
-    }
-}
-
-fn read(stream: &mut OutputStream) -> Vec<TokenId> {
-    let mut tokens = Vec::new();
-    while let Some(output) = stream.blocking_next() {
-        assert_eq!(output.error, None);
-        tokens.extend(output.tokens.iter().map(|token| token.token));
-    }
-    tokens
 }
 
 /// The heartbeat allows for what is predicted; before the first step, too.
@@ -260,7 +240,7 @@ fn hand_over(case: &Case, [prefill, decode]: [Parallel; 2]) -> Vec<Vec<TokenId>>
     let requests: Vec<(Time, Request)> = prompts()
         .into_iter()
         .take(case.num_prompts)
-        .map(|prompt| (Time::ZERO, request(prompt)))
+        .map(|prompt| (Time::ZERO, greedy(prompt, MAX_TOKENS)))
         .collect();
     let outputs = replay.run(&requests);
     let produced: Vec<u64> = replay.engines().map(|e| e.stats().generation_tokens).collect();
@@ -300,7 +280,7 @@ fn greedy_output_is_the_same_where_an_instance_drains() {
         let streams: Vec<OutputStream> = prompts()
             .into_iter()
             .take(case.num_prompts)
-            .map(|prompt| replay.submit(request(prompt)))
+            .map(|prompt| replay.submit(greedy(prompt, MAX_TOKENS)))
             .collect();
         while produced(&replay)[1] < 20 {
             assert!(replay.step(Time::MAX), "it comes to its end before");
