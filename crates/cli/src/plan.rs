@@ -15,7 +15,7 @@ use std::num::NonZeroUsize;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use stallfree_bench::metrics::Slo;
+use stallfree_bench::metrics::{ATTAINMENT_TARGET, Slo};
 
 use crate::args::{DeploymentArgs, EngineArgs, Mode, positive};
 use crate::bench::WorkloadArgs;
@@ -54,7 +54,7 @@ pub(crate) struct SearchArgs {
     #[arg(long, value_name = "MS")]
     pub(crate) tpot_slo: f64,
     /// Share of requests that has to meet both, in %
-    #[arg(long, value_name = "PERCENT", default_value_t = 90.0)]
+    #[arg(long, value_name = "PERCENT", default_value_t = ATTAINMENT_TARGET * 100.0)]
     pub(crate) atta_target: f64,
     /// Placements of either kind, prefill and decode apart or together, that are simulated whole
     #[arg(long, value_name = "N", default_value = "4")]

@@ -19,6 +19,9 @@ const SPINS_BEFORE_SLEEP: u32 = 8192;
 /// Spins between two offers of the core to whoever waits for it.
 const SPINS_BEFORE_YIELD: u32 = 256;
 
+/// Elements that a task of a region goes over at least; below, a region costs more than it saves.
+pub(super) const TASK_ELEMENTS: usize = 16 << 10;
+
 /// The gate's fields: workers inside (low 16 bits), whether more may enter, and the region's number (high 32 bits).
 const OPEN: u64 = 1 << 16;
 const INSIDE: u64 = OPEN - 1;

@@ -4,14 +4,12 @@
 //! row's bytes depend on the row alone.
 
 use super::memory::Shared;
-use super::pool::Pool;
+use super::pool::{Pool, TASK_ELEMENTS};
 use super::simd::{Isa, Kernel, LANES, Simd, dispatch, padded};
 use super::unpack::IntFormat;
 
 /// Elements that share a scale.
 const BLOCK: usize = 32;
-/// Elements that a task quantizes at least; below, a region costs more than it saves.
-const TASK_ELEMENTS: usize = 16 << 10;
 /// Kinds of corrections that the formats of one matrix need at most: as many as there are.
 const MAX_KINDS: usize = 7;
 

@@ -1,11 +1,8 @@
 //! The ops that work on each row by itself: norms, activation, look-up.
 
 use super::memory::Shared;
-use super::pool::Pool;
+use super::pool::{Pool, TASK_ELEMENTS};
 use super::simd::{Isa, Kernel, LANES, Simd, dispatch, exp, padded};
-
-/// Elements that a task works on at least; below, a region costs more than it saves.
-const TASK_ELEMENTS: usize = 16 << 10;
 
 /// Calls `row` for each row below `num_rows`, of about `cols` elements' work each.
 pub(super) fn for_each_row(

@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::RequestRecord;
 
+/// The share of requests that has to keep its objectives, if nothing else is said.
+pub const ATTAINMENT_TARGET: f64 = 0.9;
+
 /// What a request is promised, in seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Slo {

@@ -8,13 +8,10 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use serde_json::json;
 use stallfree_bench::StoredResult;
-use stallfree_bench::metrics::{Crossing, Slo};
+use stallfree_bench::metrics::{ATTAINMENT_TARGET, Crossing, Slo};
 use stallfree_bench::plot::{self, AttainmentConfig, Group, attainment};
 
 use crate::console;
-
-/// The share of requests that has to keep its objectives.
-pub(super) const TARGET: f64 = 0.9;
 
 /// Factors on both objectives.
 pub(super) const SCALES: [f64; 10] = [2.0, 1.75, 1.5, 1.25, 1.0, 0.85, 0.7, 0.55, 0.4, 0.25];
@@ -38,7 +35,7 @@ pub(crate) struct CompareArgs {
     #[arg(long, value_name = "MS", default_value_t = 200.0)]
     tpot_slo: f64,
     /// Share of requests that has to meet both, in %
-    #[arg(long, value_name = "PERCENT", default_value_t = TARGET * 100.0)]
+    #[arg(long, value_name = "PERCENT", default_value_t = ATTAINMENT_TARGET * 100.0)]
     atta_target: f64,
     /// Factors on both objectives
     #[arg(long, value_name = "FACTORS", value_delimiter = ',', default_values_t = SCALES)]

@@ -12,10 +12,10 @@ use std::time::SystemTime;
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum as _};
 use serde_json::Value;
+use stallfree_bench::metrics::ATTAINMENT_TARGET;
 use stallfree_bench::{StoredResult, stamp};
 use stallfree_core::{Clock as _, WallClock};
 
-use super::compare::TARGET;
 use super::run::{execute, save};
 use super::{BenchCommand, serve};
 use crate::args::{self, Command};
@@ -56,7 +56,7 @@ pub(crate) struct SweepArgs {
     #[arg(long, value_name = "MS", requires = "ttft_slo")]
     pub(crate) tpot_slo: Option<f64>,
     /// Share of requests that has to meet both, in %
-    #[arg(long, value_name = "PERCENT", default_value_t = TARGET * 100.0)]
+    #[arg(long, value_name = "PERCENT", default_value_t = ATTAINMENT_TARGET * 100.0)]
     pub(crate) atta_target: f64,
     /// The sweep's name [default: the file's, or sweep]
     #[arg(long)]

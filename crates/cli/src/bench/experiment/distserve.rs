@@ -2,7 +2,7 @@
 //! with prefill and decode apart or together; and how near the simulated steps come to the latency model of the paper's simulator.
 
 use anyhow::{Context as _, Result};
-use stallfree_bench::metrics::{Crossing, Slo, attained, crossing};
+use stallfree_bench::metrics::{ATTAINMENT_TARGET, Crossing, Slo, attained, crossing};
 use stallfree_bench::plot::{AttainmentConfig, Group, attainment};
 use stallfree_core::Parallel;
 use stallfree_sim::{Calibration, CostModel, ModelShape, StepLoad};
@@ -10,9 +10,6 @@ use stallfree_sim::{Calibration, CostModel, ModelShape, StepLoad};
 use super::fleet::{Fleet, Traffic};
 use super::lab::Lab;
 use super::table::Table;
-
-/// The share of requests that has to keep both objectives.
-const TARGET: f64 = 0.9;
 
 /// A100s with the step times of the paper's engine, by its latency model.
 const OURS: &str = "sim:a100-80g-distserve";
@@ -171,7 +168,7 @@ impl Case {
 
     /// Puts the goodputs side by side, and the scale down to which objectives are kept.
     fn compare(&self, groups: &[Group], slo: Slo, table: &mut Table) {
-        let goodput = |group: &Group| group.goodput(slo, TARGET).last_met();
+        let goodput = |group: &Group| group.goodput(slo, ATTAINMENT_TARGET).last_met();
         let base = groups.first().and_then(goodput);
         for group in groups {
             let own = goodput(group);
@@ -195,7 +192,7 @@ impl Case {
             group.points.iter().find(|(rate, _)| (rate - self.scale_rate).abs() < 1e-9)?;
         let at = |&scale: &f64| (scale, attained(requests, slo.scaled(scale)).both);
         let curve: Vec<(f64, f64)> = self.scales.iter().map(at).collect();
-        match crossing(&curve, TARGET) {
+        match crossing(&curve, ATTAINMENT_TARGET) {
             Crossing::At(scale) | Crossing::Beyond(scale) => Some(scale),
             Crossing::Never => None,
         }
@@ -204,7 +201,7 @@ impl Case {
     fn draw(&self, lab: &Lab<'_>, groups: &[Group]) -> Result<()> {
         let config = AttainmentConfig {
             slo: self.slo,
-            target: TARGET,
+            target: ATTAINMENT_TARGET,
             scales: self.scales.to_vec(),
             scale_rate: Some(self.scale_rate),
         };

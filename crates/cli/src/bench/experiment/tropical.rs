@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use stallfree_bench::metrics::{Slo, SloMetric, attained};
+use stallfree_bench::metrics::{ATTAINMENT_TARGET, Slo, SloMetric, attained};
 use stallfree_bench::plot::{AttainmentConfig, Group, attainment};
 use stallfree_bench::workload::{Arrivals, LONGBENCH, MOONCAKE, Source, StandIn};
 use stallfree_bench::{Workload, WorkloadConfig};
@@ -15,9 +15,6 @@ use stallfree_bench::{Workload, WorkloadConfig};
 use super::fleet::Fleet;
 use super::lab::Lab;
 use super::table::Table;
-
-/// The share of requests that has to keep both objectives.
-const TARGET: f64 = 0.9;
 
 /// Both objectives of a request, in shares of what it was promised.
 const KEPT: Slo = Slo { ttft: 1.0, tpot: 1.0 };
@@ -221,7 +218,7 @@ impl Case {
     fn compare(&self, groups: &[Group], table: &mut Table) {
         let goodput = |name: &str| {
             let group = groups.iter().find(|group| group.name == name)?;
-            group.goodput(KEPT, TARGET).last_met()
+            group.goodput(KEPT, ATTAINMENT_TARGET).last_met()
         };
         let [vllm, distserve, tropical] = self.theirs;
         let theirs = [
@@ -245,7 +242,7 @@ impl Case {
     fn draw(&self, lab: &Lab<'_>, groups: &[Group]) -> Result<()> {
         let config = AttainmentConfig {
             slo: KEPT,
-            target: TARGET,
+            target: ATTAINMENT_TARGET,
             scales: vec![2.0, 1.75, 1.5, 1.25, 1.0, 0.75, 0.5],
             scale_rate: None,
         };
