@@ -19,6 +19,7 @@ mod record;
 mod replay;
 mod report;
 mod role;
+mod seq_output;
 mod state;
 mod step_model;
 mod threaded;
@@ -28,16 +29,15 @@ pub use bell::{Readers, Ringer};
 pub use command::{Command, Until, Wake};
 pub use engine::Engine;
 pub use hand_over::{HandedOver, LEASE, Membership, Peers, Progress};
-pub use handle::{
-    Admission, EngineHandle, EngineInfo, EngineStats, Finished, Health, OutputToken, SeqOutput,
-    SeqTimes, Stages, StepChunk, StepObserver, StepRecord, SubmitError,
-};
+pub use handle::{EngineHandle, EngineInfo, EngineStats, Health, SubmitError};
 pub use instances::{InstanceChange, InstanceStatus};
 pub use output::{OutputSender, OutputStream, output_stream, unpark_this_thread};
 pub use prompt_limits::PromptLimits;
+pub use record::{StepChunk, StepObserver, StepRecord};
 pub use replay::Replay;
 pub use report::Report;
 pub use role::Role;
+pub use seq_output::{Admission, Finished, OutputToken, SeqOutput, SeqTimes, Stages};
 pub use stallfree_scheduler::{Ordering, Standing};
 pub use step_model::StepModel;
 pub use threaded::ThreadedEngine;

@@ -1,4 +1,4 @@
-//! Batches in flight, and what is told about them afterwards.
+//! Batches in flight, and what observers are told about them afterwards.
 
 use std::time::Duration;
 
@@ -6,7 +6,46 @@ use stallfree_core::{BatchId, SeqId, Time};
 use stallfree_scheduler::{Plan, Planner};
 
 use crate::step_model::StepLoad;
-use crate::{StepChunk, StepRecord};
+
+/// Sees every completed step; for metrics and benchmarks.
+pub trait StepObserver: Send {
+    /// Takes note of a completed step. Called in the step loop: must be quick.
+    fn on_step(&mut self, step: &StepRecord);
+}
+
+/// One completed step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepRecord {
+    /// The batch.
+    pub batch: BatchId,
+    /// When it was submitted.
+    pub started: Time,
+    /// When its output was there.
+    pub finished: Time,
+    /// How long the device worked on it; less than the time between the two where batches queue for the device.
+    pub device_time: Duration,
+    /// Each chunk's sequence, tokens, and whether these were prompt tokens.
+    pub chunks: Vec<StepChunk>,
+    /// Tokens that it produced.
+    pub num_sampled: usize,
+    /// Sequences preempted while it was planned.
+    pub preempted: Vec<SeqId>,
+    /// Sequences waiting when it was submitted.
+    pub num_waiting: usize,
+    /// Sequences running when it was submitted.
+    pub num_running: usize,
+}
+
+/// One chunk of a completed step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepChunk {
+    /// The sequence.
+    pub seq: SeqId,
+    /// Prompt tokens (recomputed ones included) among the chunk's.
+    pub num_prompt_tokens: usize,
+    /// Output tokens among the chunk's: 1 in a decode.
+    pub num_output_tokens: usize,
+}
 
 /// A batch that the executor has.
 #[derive(Debug)]
