@@ -1,11 +1,16 @@
-//! A running engine with its model: opens the files, reads tokenizer and template, loads the weights, starts the thread.
+//! A running engine with its model: opens the files, starts the device, puts the engine together, starts its thread.
 
+mod companions;
 mod joining;
 mod members;
+mod node;
 mod simulation;
+mod worker;
 
+pub(crate) use companions::{Companions, open_tokenizer};
 pub(crate) use joining::run;
 pub(crate) use members::{Member, in_virtual_time, members, on_threads};
+pub(crate) use node::{decline, run_node};
 pub(crate) use simulation::sizes;
 
 use std::path::Path;
@@ -14,31 +19,18 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use stallfree_cluster::Role;
-use stallfree_core::{Clock as _, Executor, Parallel, WallClock};
+use stallfree_core::{Clock as _, Executor, WallClock};
 use stallfree_engine::{Engine, EngineHandle, EngineInfo, StepObserver};
-use stallfree_kernels::cpu::CpuConfig;
-use stallfree_models::{
-    Checkpoint, GenerationDefaults, GgufTokenizer, LoadOptions, SpecialTokens, TokenizerSource,
-};
-use stallfree_scheduler::{Planner, Registry, SchedulerConfig};
+use stallfree_models::Checkpoint;
+use stallfree_scheduler::{Planner, SchedulerConfig};
 use stallfree_server::Metrics;
-use stallfree_tokenizer::{ChatTemplate, GgufVocab, Tokenizer};
 use stallfree_transfer::Ports;
-use stallfree_worker::{CpuWorkerConfig, CudaWorkerConfig, NodeConfig, WorkerReport};
+use stallfree_worker::WorkerReport;
 
-use crate::args::{Auto, Kernels};
-use crate::config::{
-    DeploymentConfig, DeviceConfig, GenerationFrom, GpuConfig, InstanceConfig, Nodes, TemplateFrom,
-    TokenBudget, TokenizerFrom, WeightsFrom,
-};
-use crate::console;
+use crate::args::Auto;
+use crate::config::{DeploymentConfig, DeviceConfig, InstanceConfig, TokenBudget, WeightsFrom};
 use members::Seat;
-
-/// How long processes wait for each other: some may have to load a model from far away first.
-const NODE_PATIENCE: Duration = Duration::from_secs(600);
-
-/// How long a node that does not start waits for node 0 to tell it, which may be opening the model.
-const DECLINE_PATIENCE: Duration = Duration::from_secs(10);
+use worker::start_worker;
 
 /// A running engine, what belongs to its model, and what starting it found.
 #[derive(Debug)]
@@ -51,19 +43,6 @@ pub(crate) struct Instance {
     pub(crate) companions: Companions,
     /// What starting each of its engines in this process found.
     pub(crate) reports: Vec<StartReport>,
-}
-
-/// What belongs to a model beside its weights.
-#[derive(Debug)]
-pub(crate) struct Companions {
-    /// The tokenizer.
-    pub(crate) tokenizer: Tokenizer,
-    /// The chat template, if there is one.
-    pub(crate) chat_template: Option<ChatTemplate>,
-    /// What its makers suggest for sampling.
-    pub(crate) generation: GenerationDefaults,
-    /// How special tokens are written.
-    pub(crate) special: SpecialTokens,
 }
 
 /// What starting an engine found.
@@ -117,7 +96,7 @@ pub(crate) fn start(path: &Path, name: &str, config: &DeploymentConfig) -> Resul
     let (companions, built) = std::thread::scope(|scope| {
         let companions = scope.spawn(|| {
             let started = clock.now();
-            companions(&checkpoint, &config.base)
+            Companions::read(&checkpoint, &config.base)
                 .map(|companions| (companions, clock.now() - started))
         });
         let built = members::members_of(Some(&checkpoint), path, config, &ports, &mut observe);
@@ -160,14 +139,6 @@ pub(crate) fn engine(
     observer: Box<dyn StepObserver>,
 ) -> Result<Built> {
     build(start_device(None, path, config, None)?, config, |_| Some(observer))
-}
-
-/// Reads the tokenizer of the model at `path` alone.
-///
-/// # Errors
-/// The model has none, or it can't be read.
-pub(crate) fn open_tokenizer(path: &Path, config: &InstanceConfig) -> Result<Tokenizer> {
-    tokenizer(&open(path, config.weights)?, config)
 }
 
 /// A device with a model in its memory.
@@ -238,175 +209,6 @@ fn start_device(
     }
 }
 
-/// Loads the weights and starts what computes.
-fn start_worker(
-    checkpoint: &Checkpoint,
-    config: &InstanceConfig,
-    seat: Option<&Seat>,
-) -> Result<Started> {
-    let model_len = checkpoint.config().max_model_len();
-    let wanted = match config.max_model_len {
-        Auto::Exactly(count) if count > model_len => {
-            bail!("--max-model-len {count} is more than the model's {model_len}")
-        }
-        Auto::Exactly(count) => count,
-        Auto::Fit => model_len,
-    };
-    let progress = console::LoadProgress::new("Loading weights");
-    let show = |done, total| progress.show(done, total);
-    let options =
-        LoadOptions { dtype: config.dtype, progress: Some(&show), ..LoadOptions::default() };
-    let (mut executor, worker) = match &config.device {
-        DeviceConfig::Sim(device) => bail!("{} computes nothing", device.gpu.name),
-        DeviceConfig::Cpu(cpu) => {
-            let worker = cpu_worker(checkpoint, cpu, config, wanted);
-            check_node(worker.nodes.as_ref())?;
-            stallfree_worker::start_cpu(checkpoint, &worker, &options)?
-        }
-        DeviceConfig::Cuda(gpu) => {
-            let worker = cuda_worker(checkpoint, gpu, config, wanted)?;
-            check_node(worker.nodes.as_ref())?;
-            let progress = console::LoadProgress::new("Recording steps");
-            let recording = |done: usize, total: usize| progress.show(done as u64, total as u64);
-            stallfree_worker::start_cuda(checkpoint, &worker, &options, &recording)?
-        }
-    };
-    if let Some(seat) = seat {
-        let joined = executor.join(&seat.ports, seat.instance, seat.leases.clone());
-        joined.context("KV can't be handed over")?;
-    }
-    let vocab_size = checkpoint.config().vocab_size;
-    Ok(Started { executor: Box::new(executor), worker, model_len, vocab_size })
-}
-
-/// Makes sure that this is node 0, to which others come, if there are any.
-fn check_node(nodes: Option<&NodeConfig>) -> Result<()> {
-    match nodes {
-        Some(NodeConfig { node, .. }) if *node > 0 => {
-            bail!("--node-rank {node}: only `stallfree serve` joins others")
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Returns how this process meets those that share the ranks with it; all must have `limits` in common.
-fn nodes(checkpoint: &Checkpoint, config: &InstanceConfig, limits: &str) -> Option<NodeConfig> {
-    let Parallel { tensor, pipeline } = config.parallel;
-    let nodes = config.nodes.as_ref()?;
-    Some(NodeConfig {
-        num_nodes: nodes.count,
-        node: nodes.node,
-        master: nodes.master.clone(),
-        ranks_per_node: config.num_local_ranks(),
-        agreement: format!(
-            "{} with --tensor-parallel-size {tensor} --pipeline-parallel-size {pipeline} --nnodes {} --block-size {}{limits}",
-            checkpoint.describe(),
-            nodes.count,
-            config.block_size
-        ),
-        patience: NODE_PATIENCE,
-    })
-}
-
-/// Returns how to start this process's ranks on the CPU.
-fn cpu_worker(
-    checkpoint: &Checkpoint,
-    cpu: &CpuConfig,
-    config: &InstanceConfig,
-    max_model_len: usize,
-) -> CpuWorkerConfig {
-    CpuWorkerConfig {
-        cpu: cpu.clone(),
-        parallel: config.parallel,
-        nodes: nodes(checkpoint, config, " --device cpu"),
-        block_size: config.block_size,
-        kv_size: config.kv_size,
-        max_kv_tokens: config.scheduler.max_num_seqs.saturating_mul(max_model_len),
-        max_model_len,
-        measure_step: config.token_budget == TokenBudget::Measured,
-    }
-}
-
-/// Returns how to start this process's ranks on GPUs.
-fn cuda_worker(
-    checkpoint: &Checkpoint,
-    gpu: &GpuConfig,
-    config: &InstanceConfig,
-    max_model_len: usize,
-) -> Result<CudaWorkerConfig> {
-    let (max_tokens, max_num_seqs) =
-        (longest_step(config, max_model_len)?, config.scheduler.max_num_seqs);
-    // Ranks that cut a batch in other passes would wait for each other's without end.
-    let dtype = format!("{:?}", config.dtype).to_lowercase();
-    let limits = format!(
-        " --device cuda --dtype {dtype} --max-num-batched-tokens {max_tokens} --max-num-seqs {max_num_seqs} --max-model-len {max_model_len}"
-    );
-    Ok(CudaWorkerConfig {
-        parallel: config.parallel,
-        nodes: nodes(checkpoint, config, &limits),
-        peer_memory: gpu.peer_memory,
-        first_gpu: config.first_gpu,
-        kernel_cache: gpu.kernel_cache.clone(),
-        ampere_path: gpu.kernels == Kernels::Sm80,
-        block_size: config.block_size,
-        kv_size: config.kv_size,
-        gpu_memory_utilization: gpu.memory_utilization,
-        max_kv_tokens: max_num_seqs.saturating_mul(max_model_len),
-        max_tokens,
-        max_recorded_seqs: if gpu.records { max_num_seqs } else { 0 },
-    })
-}
-
-/// Tells node 0 why this node does not come.
-pub(crate) fn decline(nodes: &Nodes, error: &anyhow::Error) {
-    let Nodes { count, node, master } = nodes;
-    tracing::warn!("Telling node 0 at {master} that this node does not start: {error:#}");
-    stallfree_worker::decline(master, (*node, *count), &format!("{error:#}"), DECLINE_PATIENCE);
-}
-
-/// Runs the ranks of a process other than the one that answers, until that one ends.
-///
-/// # Errors
-/// The processes don't meet, a rank fails, or another process is lost.
-pub(crate) fn run_node(checkpoint: &Checkpoint, config: &InstanceConfig) -> Result<()> {
-    let progress = console::LoadProgress::new("Loading weights");
-    let show = |done, total| progress.show(done, total);
-    let options =
-        LoadOptions { dtype: config.dtype, progress: Some(&show), ..LoadOptions::default() };
-    let max_model_len = match config.max_model_len {
-        Auto::Exactly(count) => count,
-        Auto::Fit => checkpoint.config().max_model_len(),
-    };
-    let joining = config.nodes.as_ref().map_or("", |nodes| &nodes.master);
-    tracing::info!("Joining node 0 at {joining}");
-    let started = || tracing::info!("Computing for node 0");
-    match &config.device {
-        DeviceConfig::Cpu(cpu) => {
-            let worker = cpu_worker(checkpoint, cpu, config, max_model_len);
-            stallfree_worker::run_cpu_node(checkpoint, &worker, &options, started)?;
-        }
-        DeviceConfig::Cuda(gpu) => {
-            let worker = cuda_worker(checkpoint, gpu, config, max_model_len)?;
-            let progress = console::LoadProgress::new("Recording steps");
-            let recording = |done: usize, total: usize| progress.show(done as u64, total as u64);
-            stallfree_worker::run_cuda_node(checkpoint, &worker, &options, &recording, started)?;
-        }
-        DeviceConfig::Sim(_) => bail!("a simulation needs no nodes"),
-    }
-    tracing::info!("Node 0 has ended");
-    Ok(())
-}
-
-/// Returns the most tokens of a step, or, for a policy that has no such bound, of a chunk.
-fn longest_step(config: &InstanceConfig, max_model_len: usize) -> Result<usize> {
-    let mut limits = SchedulerConfig { max_model_len, ..config.scheduler.clone() };
-    if let TokenBudget::Exactly(count) = config.token_budget {
-        limits.max_num_batched_tokens = count;
-    }
-    let declared = Registry::default().build(&config.policy, &limits)?.declares();
-    Ok(declared.token_bound.unwrap_or(max_model_len))
-}
-
 /// Completes the planner's limits with what the model and the device say.
 fn scheduler_config(
     config: &InstanceConfig,
@@ -426,55 +228,5 @@ fn scheduler_config(
         // Batches in different stages hold different sequences.
         decode_pending: config.parallel.pipeline == 1,
         ..given
-    }
-}
-
-/// Reads what belongs to the model beside its weights.
-fn companions(checkpoint: &Checkpoint, config: &InstanceConfig) -> Result<Companions> {
-    let tokenizer = tokenizer(checkpoint, config)?;
-    let template = match &config.chat_template {
-        TemplateFrom::Text(text) => Some(text.clone()),
-        TemplateFrom::Model => checkpoint.chat_template()?,
-    };
-    let generation = match &config.generation {
-        GenerationFrom::Model => checkpoint.generation_config()?,
-        GenerationFrom::Neutral => GenerationDefaults {
-            eos_token_ids: checkpoint.generation_config()?.eos_token_ids,
-            ..GenerationDefaults::default()
-        },
-        GenerationFrom::Json(json) => GenerationDefaults::new(Some(json), checkpoint.config()),
-    };
-    Ok(Companions {
-        tokenizer,
-        chat_template: template.as_deref().map(ChatTemplate::new).transpose()?,
-        generation,
-        special: checkpoint.special_tokens()?,
-    })
-}
-
-fn tokenizer(checkpoint: &Checkpoint, config: &InstanceConfig) -> Result<Tokenizer> {
-    Ok(match &config.tokenizer {
-        TokenizerFrom::File(path) => Tokenizer::from_file(path),
-        TokenizerFrom::Model => match checkpoint.tokenizer_source()? {
-            TokenizerSource::File(path) => Tokenizer::from_file(path),
-            TokenizerSource::Gguf(vocab) => Tokenizer::from_gguf(vocab_of(*vocab)),
-        },
-    }?)
-}
-
-fn vocab_of(gguf: GgufTokenizer) -> GgufVocab {
-    GgufVocab {
-        model: gguf.model,
-        pre: Some(gguf.pre).filter(|pre| !pre.is_empty()),
-        tokens: gguf.tokens,
-        token_types: gguf.token_types,
-        merges: gguf.merges,
-        scores: gguf.scores,
-        bos: gguf.bos_token_id,
-        eos: gguf.eos_token_id,
-        unk: gguf.unknown_token_id,
-        pad: gguf.padding_token_id,
-        add_bos: gguf.add_bos_token,
-        add_space_prefix: gguf.add_space_prefix,
     }
 }

@@ -15,7 +15,8 @@ use stallfree_sim::SimNetwork;
 use stallfree_transfer::{KvAddress, KvNetwork, KvServer, Nixl, NixlAgent, Ports};
 
 use super::members::Seat;
-use super::{Built, NODE_PATIENCE, StartReport, build, open, start_device};
+use super::worker::NODE_PATIENCE;
+use super::{Built, StartReport, build, open, start_device};
 use crate::args::{InstanceArgs, KvTransport};
 use crate::config::{DeviceConfig, GateArgs, InstanceConfig, SIMULATED_ALONE};
 use crate::environment::Environment;
