@@ -11,8 +11,10 @@ use std::hint::spin_loop;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle, Thread};
+
+use stallfree_core::lock;
 
 /// Spins of a worker before it sleeps: about 0.2 ms, longer than any gap within a step.
 const SPINS_BEFORE_SLEEP: u32 = 8192;
@@ -111,7 +113,7 @@ impl Pool {
         while self.shared.gate.load(Ordering::Acquire) & INSIDE != 0 {
             spin(&mut spins);
         }
-        let panicked = self.shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let panicked = lock(&self.shared.panic).take();
         if let Some(panic) = panicked {
             resume_unwind(panic);
         }
@@ -182,7 +184,7 @@ impl Shared {
             }
         }));
         if let Err(panic) = result {
-            *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
+            *lock(&self.panic) = Some(panic);
         }
     }
 }
