@@ -76,11 +76,16 @@ impl KvGeometry {
     }
 }
 
+/// What is wrong with a sequence that is [`unsound`](StepOutput::unsound).
+pub const UNSOUND: &str = "the model produced a logit that is not a finite number; its weights or its number format are unsound";
+
 /// What comes up from the device: one step's results.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepOutput {
-    /// One for each chunk that asked for a sample, in the batch's order.
+    /// One for each chunk that asked for a sample, in the batch's order; none for the [`unsound`](Self::unsound).
     pub tokens: Vec<SampledToken>,
+    /// The sequences of which the model made logits that are no finite numbers.
+    pub unsound: Vec<SeqId>,
     /// For each chunk that asked, in the batch's order: its prompt tokens' logprobs, one list a target token. The first entry of
     /// a list is the target itself.
     pub prompt_logprobs: Vec<(SeqId, Vec<Vec<TokenLogprob>>)>,

@@ -19,7 +19,9 @@ mod sampling;
 pub use batch::{Batch, Chunk, History, PENDING_TOKEN, PromptLogprobs, SampleSpec};
 pub use calendar::DateTime;
 pub use clock::{Clock, Time, WallClock};
-pub use executor::{Executor, ExecutorError, KvGeometry, SampledToken, StepOutput, TokenLogprob};
+pub use executor::{
+    Executor, ExecutorError, KvGeometry, SampledToken, StepOutput, TokenLogprob, UNSOUND,
+};
 pub use ids::{BatchId, BlockId, InstanceId, SeqId, SeqIdHasher, SeqMap, TokenId};
 pub use kv_transfer::{KvFetch, KvLease, KvOffer, LeaseBook, LeaseId};
 pub use lock::lock;

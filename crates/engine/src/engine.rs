@@ -12,7 +12,8 @@ use std::task::Waker;
 use std::time::Duration;
 
 use stallfree_core::{
-    BatchId, Executor, FinishReason, Request, SampledToken, SeqId, SeqMap, StepOutput, Time,
+    BatchId, Executor, FinishReason, KvLease, Request, SampledToken, SeqId, SeqMap, StepOutput,
+    Time, UNSOUND,
 };
 use stallfree_scheduler::{Plan, Planner, Sequence};
 
@@ -22,8 +23,8 @@ use crate::record::{InFlight, observe};
 use crate::state::{After, News, SeqState};
 use crate::step_model::StepFit;
 use crate::{
-    Command, EngineInfo, EngineStats, HandedOver, Membership, OutputToken, PromptLimits,
-    StepObserver, Until, Wake,
+    Command, EngineInfo, EngineStats, HandedOver, Membership, OutputSender, OutputToken,
+    PromptLimits, StepObserver, Until, Wake,
 };
 
 /// How often the books are checked at most.
@@ -138,16 +139,15 @@ impl Engine {
         }
         let HandedOver { id, request, arrived, output_tokens, kv, output, progress } = seq;
         self.forget_in_flight(id);
-        let kv = self.reclaim(kv, request.prompt.len() + output_tokens.len());
+        let kv = self.reclaim(id, kv, request.prompt.len() + output_tokens.len());
         if let Err(error) = self.limits().check(&request.prompt) {
-            return output.fail(&error.to_string());
+            return self.turn_away(id, kv.as_deref(), &output, &error.to_string());
         }
         let Request { prompt, sampling, stop, priority, slo } = request;
         let max_total_len = prompt.len().saturating_add(stop.max_tokens);
         let mut seq = Sequence::new(id, prompt, max_total_len, priority, arrived);
         seq.tokens.extend(output_tokens);
-        let has_kv = kv.is_some();
-        seq.kv = kv;
+        seq.kv.clone_from(&kv);
         seq.deadline = slo.ttft.map(|ttft| arrived + ttft);
         seq.prefill_time = self.fit.model().prefill_time(0, seq.tokens.len());
         if until == Until::NextToken {
@@ -158,10 +158,10 @@ impl Engine {
         match self.planner.add(seq) {
             Ok(()) => {
                 let mut state = SeqState::new(sampling, (stop, slo), output, (progress, until));
-                state.awaits_token = !has_kv;
+                state.awaits_token = kv.is_none();
                 self.seqs.insert(id, state);
             }
-            Err(error) => output.fail(&error.to_string()),
+            Err(error) => self.turn_away(id, kv.as_deref(), &output, &error.to_string()),
         }
     }
 
@@ -199,6 +199,11 @@ impl Engine {
         self.planner.complete(&batch.plan.chunks);
         self.offer(&batch.plan.chunks);
         let (num_sampled, device_time) = (output.tokens.len(), output.device_time);
+        for id in output.unsound {
+            if !batch.stale.contains(&id) {
+                self.give_up(id);
+            }
+        }
         for (id, lists) in output.prompt_logprobs {
             let chunk = batch.plan.chunks.iter().find(|chunk| chunk.seq == id);
             let seq = self.planner.sequence(id).zip(self.seqs.get_mut(&id));
@@ -246,6 +251,29 @@ impl Engine {
         let Some(state) = self.seqs.get_mut(&id) else { return };
         self.num_finished += 1;
         self.news.push((id, News::Last(last, state.finish(&seq, reason, now))));
+    }
+
+    /// Ends a sequence that the model can't go on with; the others do.
+    fn give_up(&mut self, id: SeqId) {
+        let Some(seq) = self.planner.abort(id) else { return };
+        tracing::warn!(seq = %id, "{UNSOUND}");
+        self.let_go(&seq);
+        self.take_back(id);
+        if let Some(state) = self.seqs.remove(&id) {
+            self.num_finished += 1;
+            self.turn_away(id, None, &state.output, UNSOUND);
+        }
+    }
+
+    /// Ends a sequence with an error that it would meet anywhere; `kv` is what another instance keeps for it.
+    fn turn_away(&mut self, id: SeqId, kv: Option<&KvLease>, output: &OutputSender, reason: &str) {
+        if let Some(membership) = &mut self.membership {
+            if let Some(lease) = kv {
+                membership.peers.release(lease);
+            }
+            membership.peers.ended(id);
+        }
+        output.fail(reason);
     }
 
     /// Plans and submits until the executor has all the batches that it takes, or there is nothing to compute.

@@ -193,11 +193,14 @@ impl Engine {
     /// there is one: an engine that fetched from itself could wait for ever for the room that this takes.
     pub(crate) fn reclaim(
         &mut self,
+        id: SeqId,
         kv: Option<Arc<KvLease>>,
         num_known_tokens: usize,
     ) -> Option<Arc<KvLease>> {
         let kv = kv?;
-        let fits = kv.fits(num_known_tokens, self.info().kv.block_size);
+        // A last token is left to compute, of which the next one comes.
+        let num_computable = num_known_tokens.saturating_sub(1);
+        let fits = kv.id.seq == id && kv.fits(num_computable, self.info().kv.block_size);
         let membership = self.membership.as_mut()?;
         if kv.instance != membership.instance && fits {
             return Some(kv);

@@ -87,10 +87,11 @@ pub(crate) enum After {
 impl SeqState {
     pub(crate) fn new(
         params: Arc<SamplingParams>,
-        (stop, slo): (StopRules, Slo),
+        (mut stop, slo): (StopRules, Slo),
         output: OutputSender,
         (progress, until): (Progress, Until),
     ) -> Self {
+        stop.stop_token_ids.sort_unstable();
         let banned = match stop.min_tokens {
             0 => Arc::default(),
             _ => stop.stop_token_ids.as_slice().into(),
@@ -137,7 +138,7 @@ impl SeqState {
             }
         }
         self.times.last_token = Some(token.at);
-        if self.stop.stop_token_ids.contains(&token.token) {
+        if self.stop.stop_token_ids.binary_search(&token.token).is_ok() {
             Some(FinishReason::Stop)
         } else if seq.tokens.len() >= seq.max_total_len {
             Some(FinishReason::Length)

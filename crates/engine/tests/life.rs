@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use stallfree_core::{BatchId, Clock, FinishReason, KvGeometry, Time, WallClock};
+use stallfree_core::{BatchId, Clock, FinishReason, KvGeometry, SeqId, Time, WallClock};
 use stallfree_engine::{
     Engine, EngineHandle, EngineInfo, EngineStats, Health, OutputStream, Readers, Replay,
     SeqOutput, StepObserver, StepRecord, SubmitError, ThreadedEngine,
@@ -266,6 +266,18 @@ fn a_token_that_the_model_does_not_know_fails_its_request_alone() {
         "the prompt has the token 1000, but the model knows only those from 0 to 999"
     );
     assert_eq!(read(good).tokens.len(), 3);
+}
+
+#[test]
+fn a_sequence_of_unsound_logits_fails_alone() {
+    let fault = Some(Fault::Unsound(SeqId(1)));
+    let mut replay = Replay::new(engine(MockConfig { pace: Pace::Virtual, ..mock(fault) }));
+    let streams: Vec<_> = (0..3).map(|i| replay.submit(greedy(vec![i, 2], 30))).collect();
+    while replay.step(Time::MAX) {}
+    let ends: Vec<_> = streams.into_iter().map(read).collect();
+    let error = ends[1].error.as_deref().expect("an error");
+    assert!(error.contains("not a finite number"), "{error}");
+    assert_eq!(ends.iter().map(|end| end.tokens.len()).collect::<Vec<_>>(), [30, 0, 30]);
 }
 
 /// Keeps what it sees.

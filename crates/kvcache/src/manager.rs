@@ -160,6 +160,12 @@ impl KvCacheManager {
         table.num_indexed = table.num_indexed.min(num_blocks);
     }
 
+    /// Returns how many blocks nobody but this table holds, which are free once it is.
+    #[must_use]
+    pub fn num_unshared(&self, table: &BlockTable) -> usize {
+        table.blocks.iter().filter(|&&block| self.pool.num_users(block) == 1).count()
+    }
+
     /// Forgets every prefix: from now on nothing that was computed before is found.
     pub fn reset_prefix_cache(&mut self) {
         if let Some(prefixes) = &mut self.prefixes {

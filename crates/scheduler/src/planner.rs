@@ -132,9 +132,10 @@ impl Planner {
         plan
     }
 
-    /// Takes note that a planned batch was computed; `chunks` are its plan's.
+    /// Takes note that a planned batch was computed; `chunks` are its plan's, without those of sequences that have left and come back
+    /// since.
     pub fn complete(&mut self, chunks: &[PlannedChunk]) {
-        self.num_in_flight = self.num_in_flight.saturating_sub(usize::from(!chunks.is_empty()));
+        self.num_in_flight = self.num_in_flight.saturating_sub(1);
         for chunk in chunks {
             if let Some(slot) = self.state.queues.find(chunk.seq) {
                 let seq = &mut self.state.queues.at_mut(slot).seq;

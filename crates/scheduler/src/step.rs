@@ -191,30 +191,45 @@ impl<'a> Step<'a> {
         (self.state.queues.at(slot).seq.num_pending == 0).then_some(slot)
     }
 
-    /// Preempts running sequences while a waiting one of strictly lower priority value has no seat or no blocks.
+    /// Preempts running sequences for which a waiting one of strictly lower priority value has no seat or no blocks.
     pub(crate) fn yield_to_priority(&mut self) {
         let never_preempts =
             matches!(self.state.admission, Admission::MaxTokens | Admission::MaxModelLen);
         if self.state.config.ordering != Ordering::Priority || never_preempts {
             return;
         }
-        while let (Some(first), Some(last)) =
-            (self.waiting(0), self.num_running().checked_sub(1).and_then(|i| self.running(i)))
-        {
-            let ready = first.num_pending == 0;
-            let needed = match self.state.admission {
-                Admission::ThisChunk => {
-                    first.num_tokens().min(self.state.config.max_num_batched_tokens)
-                }
-                _ => first.num_tokens(),
-            };
-            let needed = self.state.kv.blocks_for(needed) + self.state.watermark;
-            let fits = self.may_admit() && needed <= self.state.kv.num_free_blocks();
-            if fits || !ready || first.priority >= last.priority {
-                return;
-            }
+        for _ in 0..self.num_to_yield() {
             self.preempt(self.num_running() - 1);
         }
+    }
+
+    /// Returns how many of the last running sequences have to go before the first waiting one has its seat and blocks; none if
+    /// it is there already, or if not even all of strictly lower priority would do.
+    fn num_to_yield(&self) -> usize {
+        let State { config, queues, kv, watermark, .. } = &*self.state;
+        let Some(first) = self.waiting(0).filter(|first| first.num_pending == 0) else { return 0 };
+        let needed = match self.state.admission {
+            Admission::ThisChunk => first.num_tokens().min(config.max_num_batched_tokens),
+            _ => first.num_tokens(),
+        };
+        let needed = kv.blocks_for(needed);
+        let mut num_seats = config.max_num_seqs.saturating_sub(self.state.num_active());
+        let mut num_blocks = kv.num_free_blocks();
+        let mut lower = queues.running.iter().rev().map(|&slot| queues.at(slot));
+        for num_victims in 0..=queues.running.len() {
+            let reserve = if num_victims == queues.running.len() { 0 } else { *watermark };
+            if num_seats > 0 && needed + reserve <= num_blocks {
+                return num_victims;
+            }
+            match lower.next() {
+                Some(entry) if first.priority < entry.seq.priority => {
+                    num_seats += 1;
+                    num_blocks += kv.num_unshared(&entry.table);
+                }
+                _ => return 0,
+            }
+        }
+        0
     }
 
     /// Returns the place of the last running sequence that is not in this step.

@@ -154,7 +154,7 @@ impl SimExecutor {
                 prompt_logprobs.push((chunk.seq, wanted.targets.iter().map(of).collect()));
             }
         }
-        StepOutput { tokens, prompt_logprobs, device_time: Duration::ZERO }
+        StepOutput { tokens, prompt_logprobs, ..StepOutput::default() }
     }
 }
 

@@ -48,6 +48,8 @@ pub enum Fault {
     Hangs(BatchId),
     /// Submitting the batch panics.
     Panics(BatchId),
+    /// The sequence's logits are no numbers.
+    Unsound(SeqId),
 }
 
 impl Default for MockConfig {
@@ -150,6 +152,10 @@ impl MockExecutor {
                 });
                 output.prompt_logprobs.push((chunk.seq, lists.collect()));
             }
+            if self.config.fault == Some(Fault::Unsound(chunk.seq)) {
+                output.unsound.push(chunk.seq);
+                continue;
+            }
             if let Some(spec) = &chunk.sample {
                 if let Some(history) = &spec.history {
                     check_history(&name(batch, chunk), history, &kv);
@@ -202,6 +208,10 @@ impl MockExecutor {
 
     /// Returns the token that a batch in flight has sampled for a sequence.
     fn pending(&self, batch: &Batch, seq: SeqId) -> TokenId {
+        if self.config.fault == Some(Fault::Unsound(seq)) {
+            // As on a device, which goes on with anything: nobody wants it any more.
+            return 0;
+        }
         let tokens = self.in_flight.iter().rev().flat_map(|batch| &batch.output.tokens);
         let mut sampled = tokens.filter(|sampled| sampled.seq == seq);
         let Some(sampled) = sampled.next() else {

@@ -23,7 +23,7 @@ use crate::movers::{Move, Movers};
 use crate::nodes::{hear_all, tell_all};
 use crate::step_times::StepTimes;
 use crate::watchdog::{Breaker, Wait, Watch};
-use crate::{Runner, SamplerError, Submitted};
+use crate::{Runner, Submitted};
 
 pub(crate) type Outcome = Result<StepOutput, ExecutorError>;
 
@@ -353,7 +353,7 @@ fn submit_all<B: Backend>(
 fn beside_steps(work: impl FnOnce()) -> Result<bool, ExecutorError> {
     guarded(BatchId(0), || {
         work();
-        Ok(true)
+        true
     })
 }
 
@@ -382,16 +382,11 @@ fn collect_all<C: Choice>(
 }
 
 /// Does a part of a batch's work; a panic is the loss of the executor, not of the process.
-fn guarded<T>(
-    batch: BatchId,
-    work: impl FnOnce() -> Result<T, SamplerError>,
-) -> Result<T, ExecutorError> {
-    let reason = match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(Ok(result)) => return Ok(result),
-        Ok(Err(error)) => error.to_string(),
-        Err(panic) => format!("the worker panicked: {}", panic_message(&*panic)),
-    };
-    Err(ExecutorError { batch, reason })
+fn guarded<T>(batch: BatchId, work: impl FnOnce() -> T) -> Result<T, ExecutorError> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
+        let reason = format!("the worker panicked: {}", panic_message(&*panic));
+        ExecutorError { batch, reason }
+    })
 }
 
 impl Executor for ThreadExecutor {

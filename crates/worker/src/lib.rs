@@ -22,4 +22,4 @@ pub use executor::ThreadExecutor;
 pub use runner::Runner;
 pub use stallfree_comm::{NodeConfig, decline};
 pub use start::{Error, KvSize, WorkerReport};
-pub use submitted::{SamplerError, Submitted};
+pub use submitted::Submitted;

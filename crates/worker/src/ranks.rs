@@ -46,5 +46,9 @@ pub(crate) fn on_each<I: Send, T: Send>(
 
 /// Runs a batch on all ranks.
 pub(crate) fn run_all<B: Backend>(runners: &mut [Runner<B>], batch: &Batch) -> Result<(), Error> {
-    on_each(runners, |runner| Ok(runner.run(batch)?)).map(|_| ())
+    on_each(runners, |runner| {
+        let output = runner.run(batch);
+        if output.unsound.is_empty() { Ok(()) } else { Err(Error::Unsound) }
+    })
+    .map(|_| ())
 }

@@ -12,7 +12,7 @@ use stallfree_kernels::{Backend, RaggedSeq, SampleRows, StepInputs, chosen_at};
 use stallfree_models::Model;
 use stallfree_transfer::{KvPart, RankMemory};
 
-use crate::submitted::{Purpose, SamplerError, Submitted};
+use crate::submitted::{Purpose, Submitted};
 
 /// The most rows that go through the head at once: logits of a row take `4 * vocab_size` bytes.
 pub(crate) const HEAD_ROWS: usize = 1024;
@@ -86,19 +86,13 @@ impl<B: Backend> Runner<B> {
     }
 
     /// Runs one step.
-    ///
-    /// # Errors
-    /// The model's logits are unsound.
-    pub fn run(&mut self, batch: &Batch) -> Result<StepOutput, SamplerError> {
-        self.submit(batch)?.wait()
+    pub fn run(&mut self, batch: &Batch) -> StepOutput {
+        self.submit(batch).wait()
     }
 
     /// Starts one step. On a device that runs beside the host it returns before the step is done, and the next one, whose tokens
     /// may be [`PENDING_TOKEN`], can be started at once.
-    ///
-    /// # Errors
-    /// The model's logits are unsound.
-    pub fn submit(&mut self, batch: &Batch) -> Result<Submitted<B::Choice>, SamplerError> {
+    pub fn submit(&mut self, batch: &Batch) -> Submitted<B::Choice> {
         let mut submitted = Submitted::default();
         if self.end_of_pass(batch, 0) == batch.chunks.len() && !needs_known_tokens(batch) {
             self.run_pass(batch, 0..batch.chunks.len(), &mut submitted);
@@ -107,7 +101,7 @@ impl<B: Backend> Runner<B> {
             if submitted.is_empty() {
                 submitted.add(Vec::new(), self.backend.end_step());
             }
-            return Ok(submitted);
+            return submitted;
         }
         // Several passes would put their choices in one place.
         let batch = self.with_known_tokens(batch);
@@ -117,10 +111,10 @@ impl<B: Backend> Runner<B> {
             self.run_pass(&batch, first..end, &mut submitted);
             first = end;
         }
-        let output = submitted.wait()?;
+        let output = submitted.wait();
         self.newest.clear();
         self.newest.extend(output.tokens.iter().map(|sampled| (sampled.seq, sampled.token)));
-        Ok(Submitted::known(output))
+        Submitted::known(output)
     }
 
     /// Puts in what is pending, once it is known.

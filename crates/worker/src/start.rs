@@ -4,11 +4,9 @@ use std::time::Duration;
 
 use stallfree_comm::NodeError;
 use stallfree_comm::nccl::NcclError;
-use stallfree_core::{ExecutorError, KvGeometry};
+use stallfree_core::{ExecutorError, KvGeometry, UNSOUND};
 use stallfree_kernels::KernelError;
 use stallfree_kernels::cuda::CudaError;
-
-use crate::SamplerError;
 
 /// How much KV cache to take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,8 +78,8 @@ pub enum Error {
     #[error(transparent)]
     Cuda(#[from] CudaError),
     /// The model's logits are unsound.
-    #[error(transparent)]
-    Sampler(#[from] SamplerError),
+    #[error("{UNSOUND}")]
+    Unsound,
     /// The processes of a model did not meet.
     #[error(transparent)]
     Join(#[from] NodeError),

@@ -3,13 +3,6 @@
 use stallfree_core::{SampledToken, SeqId, StepOutput, TokenId};
 use stallfree_kernels::Choice;
 
-/// The model produced something that is no number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "the model produced a logit that is not a finite number; its weights or its number format are unsound"
-)]
-pub struct SamplerError;
-
 /// A step under way. It may be waited for on another thread than the one that started it.
 #[derive(Debug)]
 pub struct Submitted<C> {
@@ -59,16 +52,17 @@ impl<C: Choice> Submitted<C> {
     }
 
     /// Waits for the step; its `device_time` is the caller's to measure.
-    ///
-    /// # Errors
-    /// The model's logits are unsound.
-    pub fn wait(self) -> Result<StepOutput, SamplerError> {
+    #[must_use]
+    pub fn wait(self) -> StepOutput {
         let mut output = self.output;
         for (purposes, choice) in self.choices {
             output.tokens.reserve(purposes.len());
             for (purpose, sampled) in purposes.into_iter().zip(choice.wait()) {
+                // The row has a logit that is no finite number, see `Sampled`.
                 if sampled.token == TokenId::MAX {
-                    return Err(SamplerError);
+                    let (Purpose::Token(seq) | Purpose::PromptLogprobs(seq)) = purpose;
+                    output.unsound.push(seq);
+                    continue;
                 }
                 let (token, logprobs) = (sampled.token, sampled.logprobs);
                 match (purpose, output.prompt_logprobs.last_mut()) {
@@ -84,6 +78,6 @@ impl<C: Choice> Submitted<C> {
                 }
             }
         }
-        Ok(output)
+        output
     }
 }

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails where it may")]
 
+use std::path::Path;
 use std::sync::Arc;
 
 use stallfree_core::{
@@ -25,12 +26,28 @@ fn runner(architecture: &str) -> Runner<CpuBackend> {
 fn runner_of(architecture: &str, max_tokens: usize) -> Runner<CpuBackend> {
     let folder = tempfile::tempdir().unwrap();
     TinyModel::new(architecture).write(folder.path()).unwrap();
-    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    runner_from(folder.path(), max_tokens)
+}
+
+fn runner_from(folder: &Path, max_tokens: usize) -> Runner<CpuBackend> {
+    let checkpoint = Checkpoint::open(folder).unwrap();
     let mut backend =
         CpuBackend::new(CpuConfig { num_threads: 2, ..CpuConfig::default() }).unwrap();
     let model = stallfree_models::load(&checkpoint, &mut backend, &LoadOptions::default()).unwrap();
     backend.allocate_kv(&model.kv_spec(NUM_BLOCKS, BLOCK_SIZE)).unwrap();
     Runner::new(backend, model, BLOCK_SIZE, max_tokens)
+}
+
+/// Fills a row of a model's matrix with what is no number.
+fn poison(weights: &Path, matrix: &str, row: usize) {
+    let mut file = std::fs::read(weights).unwrap();
+    let start = 8 + u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&file[8..start]).unwrap();
+    let (shape, offsets) = (&header[matrix]["shape"], &header[matrix]["data_offsets"]);
+    let [from, to] = [0, 1].map(|end| start + offsets[end].as_u64().unwrap() as usize);
+    let row_bytes = (to - from) / shape[0].as_u64().unwrap() as usize;
+    file[from + row * row_bytes..][..row_bytes].fill(0xff);
+    std::fs::write(weights, file).unwrap();
 }
 
 struct Seq {
@@ -52,7 +69,7 @@ fn generate(
         if batch.chunks.is_empty() {
             return seqs.into_iter().map(|seq| seq.tokens[seq.num_prompt..].to_vec()).collect();
         }
-        for sampled in runner.run(&batch).unwrap().tokens {
+        for sampled in runner.run(&batch).tokens {
             seqs[sampled.seq.0 as usize].tokens.push(sampled.token);
         }
     }
@@ -70,12 +87,12 @@ fn generate_ahead(
         let batch = next_batch(&mut seqs, chunk);
         let before = under_way.take();
         if !batch.chunks.is_empty() {
-            under_way = Some(runner.submit(&batch).unwrap());
+            under_way = Some(runner.submit(&batch));
         }
         for chunk in batch.chunks.iter().filter(|chunk| chunk.sample.is_some()) {
             seqs[chunk.seq.0 as usize].tokens.push(PENDING_TOKEN);
         }
-        for sampled in before.map_or(Vec::new(), |before| before.wait().unwrap().tokens) {
+        for sampled in before.map_or(Vec::new(), |before| before.wait().tokens) {
             let tokens = &mut seqs[sampled.seq.0 as usize].tokens;
             *tokens.iter_mut().find(|token| **token == PENDING_TOKEN).unwrap() = sampled.token;
         }
@@ -195,11 +212,26 @@ fn prompt_logprobs(runner: &mut Runner<CpuBackend>, prompt: &[TokenId], chunk: u
         };
         let token_ids = prompt[start..end].to_vec();
         let batch = Batch { id: BatchId(0), chunks: vec![chunk], token_ids, block_ids };
-        for (_, lists) in runner.run(&batch).unwrap().prompt_logprobs {
+        for (_, lists) in runner.run(&batch).prompt_logprobs {
             logprobs.extend(lists.iter().map(|list| list[0].logprob));
         }
     }
     logprobs
+}
+
+#[test]
+fn unsound_logits_are_of_their_sequence_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    TinyModel::new("LlamaForCausalLM").write(folder.path()).unwrap();
+    poison(&folder.path().join("model.safetensors"), "model.embed_tokens.weight", 7);
+    let prompts = [vec![1, 2, 3], vec![4, 7, 5], vec![6, 8]];
+    for max_tokens in [usize::MAX, 3] {
+        let mut runner = runner_from(folder.path(), max_tokens);
+        let output = runner.run(&next_batch(&mut seqs(&prompts), 1000));
+        assert_eq!(output.unsound, [SeqId(1)]);
+        let drawn: Vec<_> = output.tokens.iter().map(|sampled| sampled.seq).collect();
+        assert_eq!(drawn, [SeqId(0), SeqId(2)]);
+    }
 }
 
 /// More rows than go through the head at once.

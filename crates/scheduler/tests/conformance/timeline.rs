@@ -209,6 +209,48 @@ fn vllm_v1_spends_one_budget() {
     );
 }
 
+/// C comes later and goes first: its prompt takes the budget before others' decodes, which under `sarathi` come first.
+#[test]
+fn vllm_v1_prefills_before_later_decodes() {
+    let trace = || Trace {
+        arrivals: &[(0, 2, 7, 0), (0, 2, 7, 0), (3, 14, 2, -1)],
+        config: SchedulerConfig { ordering: Ordering::Priority, ..Trace::default().config },
+        ..Trace::default()
+    };
+    check(
+        "vllm-v1",
+        trace(),
+        &expect![[r#"
+        step tokens    A    B    C
+           0      4   p2   p2
+           1      2    d    d
+           2      2    d    d
+           3      6    d    d   p4
+           4      6    -    -   p6
+           5      6    d    d   p4
+           6      3    d    d    d
+           7      2    d    d
+        stalled: A 1, B 1; longest pause: 12 tokens
+    "#]],
+    );
+    check(
+        "sarathi",
+        trace(),
+        &expect![[r#"
+        step tokens    A    B    C
+           0      4   p2   p2
+           1      2    d    d
+           2      2    d    d
+           3      6    d    d   p4
+           4      6    d    d   p4
+           5      6    d    d   p4
+           6      4    d    d   p2
+           7      1              d
+        stalled: nobody; longest pause: 6 tokens
+    "#]],
+    );
+}
+
 #[test]
 fn orca_mixes_whole_prompts_and_decodes() {
     check(
@@ -470,5 +512,38 @@ fn a_pipeline_does_not_decode_ahead() {
            6      0
         stalled: A 2, B 1; longest pause: 12 tokens
     "#]],
+    );
+}
+
+/// A runs with the highest priority and most blocks, B with the lowest; C would not fit even without B.
+#[test]
+fn nobody_is_preempted_in_vain() {
+    check(
+        "sarathi",
+        Trace {
+            arrivals: &[(0, 12, 6, -1), (0, 2, 9, 5), (2, 12, 2, 0)],
+            num_blocks: 11,
+            config: SchedulerConfig {
+                ordering: Ordering::Priority,
+                max_num_batched_tokens: 32,
+                max_model_len: 22,
+                ..Trace::default().config
+            },
+            ..Trace::default()
+        },
+        &expect![[r#"
+            step tokens    A    B    C
+               0     14  p12   p2
+               1      2    d    d
+               2      2    d    d    w
+               3      2    d    d    w
+               4      2    d    d    w
+               5      1    d   !w    w
+               6     19        p7  p12
+               7      2         d    d
+               8      1         d
+               9      1         d
+            stalled: nobody; longest pause: 2 tokens
+        "#]],
     );
 }
