@@ -58,7 +58,8 @@ pub(crate) fn run(args: &ServeArgs, environment: &Environment) -> Result<()> {
                 stats.num_waiting
             );
         })
-        .await
+        .await;
+        Ok::<_, anyhow::Error>(())
     })?;
     tracing::info!("Stopped");
     Ok(())

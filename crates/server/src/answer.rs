@@ -6,6 +6,7 @@ mod names;
 
 use std::sync::Arc;
 
+use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use stallfree_core::TokenLogprob;
 use stallfree_tokenizer::Tokenizer;
@@ -13,6 +14,8 @@ use uuid::Uuid;
 
 use crate::choice::Delta;
 use crate::generate::Generation;
+use crate::input::fields::Fields;
+use crate::layers::request_id;
 use crate::protocol::common::{ChunkUsage, PromptLogprob, PromptLogprobs, Usage};
 use crate::request::GenerationRequest;
 use crate::{ApiError, AppState, sse};
@@ -48,12 +51,11 @@ pub(crate) trait Format: Send + 'static {
 
 /// Answers with what a generation produces: an event stream if that was asked for, else one body.
 pub(crate) async fn respond(
-    state: &AppState,
     mut generation: Generation,
     mut format: impl Format,
 ) -> Result<Response, ApiError> {
     if let Some(options) = generation.request().stream {
-        return Ok(sse::respond(state, generation, format, options));
+        return Ok(sse::respond(generation, format, options));
     }
     let deltas = generation.collect().await?;
     let body = format.whole(generation.request(), deltas, generation.usage());
@@ -61,19 +63,22 @@ pub(crate) async fn respond(
 }
 
 impl Head {
-    /// Starts an answer, with the client's own id for it if it has one.
-    pub(crate) fn new(
+    /// Starts an answer by the model that the request names, with the client's own id for it if it has one.
+    pub(crate) fn read(
         state: &AppState,
         prefix: &str,
-        request_id: Option<&str>,
-        model: Option<&str>,
-    ) -> Self {
-        let id = request_id.map_or_else(|| Uuid::new_v4().simple().to_string(), str::to_owned);
-        Self {
+        fields: &Fields,
+        headers: &HeaderMap,
+    ) -> Result<Self, ApiError> {
+        let model = fields.string("model")?;
+        state.check_model(model)?;
+        let id = request_id::named(fields, headers)?;
+        let id = id.map_or_else(|| Uuid::new_v4().simple().to_string(), str::to_owned);
+        Ok(Self {
             id: format!("{prefix}-{id}"),
             created: crate::state::unix_seconds(),
             model: model.unwrap_or(state.config().model_name()).to_owned(),
-        }
+        })
     }
 }
 

@@ -1,4 +1,4 @@
-//! What the front can be told at launch; the command line fills it in.
+//! What the front is told at launch. The command line fills it in, but for the timeouts of [`Limits`], which no flag sets.
 
 use std::time::Duration;
 
@@ -50,18 +50,14 @@ pub struct CorsConfig {
 /// Bounds on what clients may ask.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// The most bytes of a request's body.
-    pub max_body_bytes: usize,
-    /// The most requests under way at once; further ones are answered 429.
+    /// The most requests under way at once, received or not; further ones are answered 429.
     pub max_concurrent_requests: usize,
-    /// The most connections open at once; further ones wait to be accepted.
-    pub max_connections: usize,
-    /// The most choices of one request, over all its prompts.
-    pub max_choices: usize,
+    /// How long a connection may take to begin a request and to send its head; then it is closed.
+    pub header_timeout: Duration,
+    /// How long a request's body may take; then it is answered 408.
+    pub body_timeout: Duration,
     /// The most alternatives that logprobs may list for a token.
     pub max_logprobs: u32,
-    /// How long a stream may be silent before a comment keeps it open.
-    pub keep_alive: Duration,
     /// Whether a request may bring its own chat template, which is a program.
     pub trust_request_chat_template: bool,
 }
@@ -140,12 +136,11 @@ impl Default for CorsConfig {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            max_body_bytes: 16 << 20,
             max_concurrent_requests: 4096,
-            max_connections: 8192,
-            max_choices: 1024,
+            // As long as nginx keeps idle connections: longer than the pools of most clients do.
+            header_timeout: Duration::from_secs(75),
+            body_timeout: Duration::from_secs(60),
             max_logprobs: 20,
-            keep_alive: Duration::from_secs(15),
             trust_request_chat_template: false,
         }
     }

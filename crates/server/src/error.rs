@@ -48,6 +48,12 @@ pub enum ApiError {
         /// The limit, in bytes.
         limit: usize,
     },
+    /// The body took too long to arrive.
+    #[error("The request body did not arrive within {} seconds.", limit.as_secs_f32())]
+    TooSlow {
+        /// How long it may take.
+        limit: Duration,
+    },
     /// The body is not JSON by its own account.
     #[error("Unsupported media type: only application/json is accepted.")]
     UnsupportedMediaType,
@@ -97,6 +103,7 @@ impl ApiError {
             Self::MethodNotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TooSlow { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Overloaded { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
@@ -113,6 +120,7 @@ impl ApiError {
             }
             Self::MethodNotAllowed(_) => "MethodNotAllowedError",
             Self::Unauthorized => "AuthenticationError",
+            Self::TooSlow { .. } => "RequestTimeoutError",
             Self::Overloaded { .. } => "RateLimitError",
             Self::Unavailable(_) => "ServiceUnavailableError",
             Self::Internal(_) => "InternalServerError",

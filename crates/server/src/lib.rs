@@ -5,6 +5,7 @@
 
 mod answer;
 mod choice;
+mod computing;
 mod config;
 mod error;
 mod generate;

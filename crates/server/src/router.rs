@@ -5,6 +5,7 @@ use axum::extract::{DefaultBodyLimit, Request};
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 
+use crate::input::body::MAX_BODY_BYTES;
 use crate::layers::{auth, cors, count, request_id};
 use crate::routes::{
     chat, completions, health, instances, metrics, models, openapi, tokenize, version,
@@ -14,7 +15,6 @@ use crate::{ApiError, AppState};
 /// Builds the whole front.
 pub fn router(state: AppState) -> Router {
     let cors = cors::layer(&state.config().cors);
-    let body_limit = DefaultBodyLimit::max(state.config().limits.max_body_bytes);
     Router::new()
         .route("/v1/chat/completions", post(chat::create))
         .route("/v1/completions", post(completions::create))
@@ -32,7 +32,7 @@ pub fn router(state: AppState) -> Router {
         .route("/openapi.json", get(openapi::openapi))
         .method_not_allowed_fallback(method_not_allowed)
         .fallback(unknown_route)
-        .layer(body_limit)
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(from_fn_with_state(state.clone(), auth::check))
         .layer(from_fn_with_state(state.clone(), count::count))
         .layer(from_fn_with_state(state.clone(), request_id::echo))

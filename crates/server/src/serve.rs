@@ -1,116 +1,61 @@
 //! Serves connections until told to stop, and then to the end of what is under way.
 
 use std::future::Future;
-use std::io;
-use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use axum::serve::Listener;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpListener;
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 
 use crate::{AppState, log_stats, ringer_on, router};
 
+/// How many more connections may be open than requests under way: idle ones, and those that only look how the server is.
+const SPARE_CONNECTIONS: usize = 1024;
+
 /// Serves until `shutdown` completes; then the engine takes no new requests, and open ones run to their end.
-///
-/// # Errors
-/// The listener has no address.
-pub async fn serve(
-    listener: TcpListener,
-    state: AppState,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-) -> io::Result<()> {
+pub async fn serve(listener: TcpListener, state: AppState, shutdown: impl Future<Output = ()>) {
     state.engine().set_ringer(ringer_on(&Handle::current()));
-    let limits = &state.config().limits;
-    let listener = LimitedListener {
-        inner: listener,
-        permits: Arc::new(Semaphore::new(limits.max_connections)),
-    };
     let log = (!state.config().report.disable_log_stats)
         .then(|| tokio::spawn(log_stats::run(state.clone())));
-    let drained = state.clone();
-    let shutdown = async move {
-        shutdown.await;
-        drained.engine().drain();
-    };
-    let served = axum::serve(listener, router(state)).with_graceful_shutdown(shutdown).await;
+    let connections = GracefulShutdown::new();
+    tokio::select! {
+        never = accept(listener, &state, &connections) => never,
+        () = shutdown => {}
+    }
+    state.engine().drain();
+    connections.shutdown().await;
     if let Some(log) = log {
         log.abort();
     }
-    served
 }
 
 /// Accepts connections only while fewer than the limit are open; further clients wait in the system's queue.
-struct LimitedListener {
-    inner: TcpListener,
-    permits: Arc<Semaphore>,
-}
-
-impl Listener for LimitedListener {
-    type Io = LimitedStream;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (LimitedStream, SocketAddr) {
-        let permit = Arc::clone(&self.permits).acquire_owned().await.ok();
-        let (inner, address) = Listener::accept(&mut self.inner).await;
+async fn accept(mut listener: TcpListener, state: &AppState, connections: &GracefulShutdown) -> ! {
+    let limits = &state.config().limits;
+    let most = limits.max_concurrent_requests.saturating_add(SPARE_CONNECTIONS);
+    let permits = Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)));
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(limits.header_timeout);
+    let service = TowerToHyperService::new(router(state.clone()));
+    loop {
+        let permit = Arc::clone(&permits).acquire_owned().await.ok();
+        let (stream, _) = Listener::accept(&mut listener).await;
         // Tokens are small and each one is awaited: none may wait for the next. A socket that can't do it works all the same.
-        if let Err(error) = inner.set_nodelay(true) {
+        if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "a connection keeps Nagle's algorithm");
         }
-        (LimitedStream { inner, _permit: permit }, address)
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.inner.local_addr()
-    }
-}
-
-/// A connection that counts as open until it is dropped.
-struct LimitedStream {
-    inner: TcpStream,
-    _permit: Option<OwnedSemaphorePermit>,
-}
-
-impl AsyncRead for LimitedStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for LimitedStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
+        let connection = http.serve_connection(TokioIo::new(stream), service.clone());
+        let connection = connections.watch(connection);
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection ended early");
+            }
+            drop(permit);
+        });
     }
 }

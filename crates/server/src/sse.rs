@@ -2,21 +2,24 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::time::Duration;
 
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::stream;
 
+use crate::ApiError;
 use crate::answer::Format;
 use crate::generate::Generation;
 use crate::input::sampling::StreamOptions;
 use crate::protocol::common::ChunkUsage;
-use crate::{ApiError, AppState};
+
+/// How long a stream may be silent before a comment keeps it open.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// Answers with a stream of events. The client's leaving drops the stream, and the generation with it.
 pub(crate) fn respond(
-    state: &AppState,
     generation: Generation,
     format: impl Format,
     options: StreamOptions,
@@ -26,7 +29,7 @@ pub(crate) fn respond(
         let event = events.next().await?;
         Some((Ok::<_, Infallible>(Event::default().data(event)), events))
     });
-    let keep_alive = KeepAlive::new().interval(state.config().limits.keep_alive);
+    let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
     let mut response = Sse::new(stream).keep_alive(keep_alive).into_response();
     // A proxy that collects events would undo the streaming.
     let no_buffering = HeaderName::from_static("x-accel-buffering");

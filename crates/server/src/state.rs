@@ -3,17 +3,16 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread::available_parallelism;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
 use stallfree_engine::EngineHandle;
 use stallfree_tokenizer::{ChatTemplate, Tokenizer};
-use tokio::sync::Semaphore;
 
+use crate::computing::Computing;
+use crate::input::body::LongBodies;
 use crate::{ApiError, Metrics, ServerConfig};
-
-/// Work on longer texts is done away from the threads that serve connections.
-const INLINE_BYTES: usize = 4096;
 
 /// What every route shares: the engine, the tokenizer, the settings. Cheap to clone.
 #[derive(Clone)]
@@ -27,11 +26,12 @@ struct Shared {
     metrics: Arc<Metrics>,
     created: u64,
     longest_token: usize,
-    computing: Semaphore,
+    computing: Computing,
+    long_bodies: LongBodies,
     load: Arc<AtomicUsize>,
 }
 
-/// Counts a request as under way until it is dropped.
+/// Counts a request as under way until it is dropped. Routes take it before they receive the body.
 #[derive(Debug)]
 pub(crate) struct LoadGuard(Arc<AtomicUsize>);
 
@@ -55,7 +55,8 @@ impl AppState {
             metrics,
             created: unix_seconds(),
             longest_token,
-            computing: Semaphore::new(available_parallelism().map_or(1, usize::from)),
+            computing: Computing::default(),
+            long_bodies: LongBodies::default(),
             load: Arc::default(),
         }))
     }
@@ -78,7 +79,7 @@ impl AppState {
         &self.0.metrics
     }
 
-    /// Returns how many requests for generation are under way.
+    /// Returns how many requests for generation or tokenization are under way.
     #[must_use]
     pub fn load(&self) -> usize {
         self.0.load.load(Ordering::Relaxed)
@@ -102,30 +103,12 @@ impl AppState {
         self.0.longest_token
     }
 
-    /// Does `work` on a text of so many bytes: if that is long, where it holds up no connection, and on no more threads than
-    /// there are cores.
-    pub(crate) async fn compute<T: Send + 'static>(
-        &self,
-        bytes: usize,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, ApiError> {
-        if bytes <= INLINE_BYTES {
-            return Ok(work());
-        }
-        let _permit = self.0.computing.acquire().await;
-        let done = tokio::task::spawn_blocking(work).await;
-        done.map_err(|e| ApiError::Internal(format!("the text could not be processed: {e}")))
+    pub(crate) fn computing(&self) -> &Computing {
+        &self.0.computing
     }
 
-    /// Counts a request in, unless there are too many already.
-    pub(crate) fn admit(&self) -> Result<LoadGuard, ApiError> {
-        let guard = LoadGuard(Arc::clone(&self.0.load));
-        let limit = self.config().limits.max_concurrent_requests;
-        if guard.0.fetch_add(1, Ordering::Relaxed) >= limit {
-            let message = format!("{limit} requests are under way, which is the limit.");
-            return Err(ApiError::Overloaded { message, retry_after: Duration::from_secs(1) });
-        }
-        Ok(guard)
+    pub(crate) fn long_bodies(&self) -> &LongBodies {
+        &self.0.long_bodies
     }
 
     /// Checks the name of the model that a request asks for; none means the one there is.
@@ -146,6 +129,21 @@ impl fmt::Debug for AppState {
             .field("engine", &self.0.engine)
             .field("config", &self.0.config)
             .finish_non_exhaustive()
+    }
+}
+
+impl FromRequestParts<AppState> for LoadGuard {
+    type Rejection = ApiError;
+
+    /// Counts a request in, unless there are too many already.
+    async fn from_request_parts(_: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
+        let guard = Self(Arc::clone(&state.0.load));
+        let limit = state.config().limits.max_concurrent_requests;
+        if guard.0.fetch_add(1, Ordering::Relaxed) >= limit {
+            let message = format!("{limit} requests are under way, which is the limit.");
+            return Err(ApiError::Overloaded { message, retry_after: Duration::from_secs(1) });
+        }
+        Ok(guard)
     }
 }
 

@@ -37,13 +37,7 @@ impl PrivateServer {
         let runtime = runtime()?;
         let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
         let address = listener.local_addr()?;
-        runtime.spawn(async {
-            if let Err(error) =
-                stallfree_server::serve(listener, state, std::future::pending()).await
-            {
-                tracing::error!("the server ended: {error}");
-            }
-        });
+        runtime.spawn(stallfree_server::serve(listener, state, std::future::pending()));
         Ok(Self { address, runtime: Some(runtime) })
     }
 

@@ -21,7 +21,7 @@ pub(crate) struct ChatRequest {
 }
 
 /// Reads a body.
-pub(crate) async fn read(state: &AppState, fields: &Fields) -> Result<ChatRequest, ApiError> {
+pub(crate) fn read(state: &AppState, fields: &Fields) -> Result<ChatRequest, ApiError> {
     let config = state.config();
     let common = sampling::read(fields, config, state.tokenizer())?;
     let logprobs = read_logprobs(fields, config)?;
@@ -33,8 +33,8 @@ pub(crate) async fn read(state: &AppState, fields: &Fields) -> Result<ChatReques
         echo: false,
     };
     let (role, prefix) = conversation.presentation(fields)?;
-    let input = PromptInput::Text(conversation.render(state).await?);
-    let prompt = prompt::resolve(state, input, &rules).await.map_err(|e| match e {
+    let input = PromptInput::Text(conversation.render(state)?);
+    let prompt = prompt::resolve(state, input, &rules).map_err(|e| match e {
         ApiError::Invalid { message, param: Some(param) } if param == "prompt" => {
             ApiError::param("messages", message)
         }
@@ -49,22 +49,23 @@ pub(crate) async fn read(state: &AppState, fields: &Fields) -> Result<ChatReques
 
 /// What a chat template is given.
 #[derive(Debug)]
-pub(crate) struct Conversation {
-    messages: Value,
+pub(crate) struct Conversation<'a> {
+    /// A list.
+    messages: &'a Value,
     options: RenderOptions,
     /// The request's own template, where it may bring one.
     template: Option<ChatTemplate>,
 }
 
-impl Conversation {
+impl<'a> Conversation<'a> {
     /// Reads the messages and how they are to be rendered.
-    pub(crate) fn read(fields: &Fields, state: &AppState) -> Result<Self, ApiError> {
+    pub(crate) fn read(fields: &'a Fields, state: &AppState) -> Result<Self, ApiError> {
         let config = state.config();
         let messages = match fields.value("messages") {
             Some(Value::Array(messages)) if messages.is_empty() => {
                 return Err(ApiError::param("messages", "`messages` must not be empty."));
             }
-            Some(messages @ Value::Array(_)) => messages.clone(),
+            Some(messages @ Value::Array(_)) => messages,
             Some(other) => return Err(wrong_type("messages", "a list of messages", other)),
             None => return Err(ApiError::param("messages", "`messages` is required.")),
         };
@@ -87,14 +88,9 @@ impl Conversation {
     }
 
     /// Returns the conversation's text.
-    pub(crate) async fn render(self, state: &AppState) -> Result<String, ApiError> {
-        let bytes = text_len(&self.messages);
-        let shared = state.clone();
-        let rendered = state.compute(bytes, move || {
-            let template = self.template.as_ref().or(shared.chat_template());
-            template.map(|template| template.render(&self.messages, &self.options))
-        });
-        match rendered.await? {
+    pub(crate) fn render(&self, state: &AppState) -> Result<String, ApiError> {
+        let template = self.template.as_ref().or(state.chat_template());
+        match template.map(|template| template.render(self.messages, &self.options)) {
             Some(Ok(text)) => Ok(text),
             Some(Err(e)) if e.is_clients() => Err(ApiError::param("messages", e.to_string())),
             Some(Err(e)) => Err(ApiError::Internal(e.to_string())),
@@ -114,16 +110,6 @@ impl Conversation {
         let echo = fields.bool("echo", false)? && text_of("role").as_ref() == Some(&role);
         let prefix = if echo { text_of("content") } else { None };
         Ok((role, prefix.unwrap_or_default()))
-    }
-}
-
-/// Returns how many bytes of text there are in a value.
-fn text_len(value: &Value) -> usize {
-    match value {
-        Value::String(text) => text.len(),
-        Value::Array(items) => items.iter().map(text_len).sum(),
-        Value::Object(map) => map.values().map(text_len).sum(),
-        _ => 0,
     }
 }
 

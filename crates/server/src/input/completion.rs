@@ -8,9 +8,11 @@ use crate::{ApiError, AppState};
 
 /// OpenAI's default.
 const DEFAULT_MAX_TOKENS: usize = 16;
+/// The most choices of one request, over all its prompts.
+const MAX_CHOICES: usize = 1024;
 
 /// Reads a body.
-pub(crate) async fn read(state: &AppState, fields: &Fields) -> Result<GenerationRequest, ApiError> {
+pub(crate) fn read(state: &AppState, fields: &Fields) -> Result<GenerationRequest, ApiError> {
     let config = state.config();
     let vocab_size = state.tokenizer().vocab_size();
     let common = sampling::read(fields, config, state.tokenizer())?;
@@ -30,15 +32,13 @@ pub(crate) async fn read(state: &AppState, fields: &Fields) -> Result<Generation
     };
     let inputs = prompt::read(fields, vocab_size)?;
     let choices = inputs.len().saturating_mul(common.n);
-    if choices > config.limits.max_choices {
-        let max = config.limits.max_choices;
-        let message =
-            format!("The request asks for {choices} choices, but at most {max} are allowed.");
+    if choices > MAX_CHOICES {
+        let message = format!(
+            "The request asks for {choices} choices, but at most {MAX_CHOICES} are allowed."
+        );
         return Err(ApiError::param("prompt", message));
     }
-    let mut prompts = Vec::with_capacity(inputs.len());
-    for input in inputs {
-        prompts.push(prompt::resolve(state, input, &rules).await?);
-    }
+    let prompts = inputs.into_iter().map(|input| prompt::resolve(state, input, &rules));
+    let prompts = prompts.collect::<Result<_, _>>()?;
     Ok(GenerationRequest::new(common, prompts, logprobs).with_echo(echo))
 }

@@ -95,7 +95,7 @@ pub(crate) fn read_truncate(fields: &Fields) -> Result<Option<Truncate>, ApiErro
 }
 
 /// Tokenizes, cuts and measures a prompt.
-pub(crate) async fn resolve(
+pub(crate) fn resolve(
     state: &AppState,
     input: PromptInput,
     rules: &PromptRules,
@@ -104,8 +104,8 @@ pub(crate) async fn resolve(
         PromptInput::Tokens(token_ids) => (None, token_ids),
         PromptInput::Text(text) => {
             check_length(state, &text, rules)?;
-            let kept = rules.echo.then(|| text.clone());
-            (kept, encode(state, text, rules.add_special_tokens).await?)
+            let token_ids = encode(state, &text, rules.add_special_tokens)?;
+            (Some(text).filter(|_| rules.echo), token_ids)
         }
     };
     let max_model_len = state.engine().info().max_model_len;
@@ -135,15 +135,13 @@ fn check_length(state: &AppState, text: &str, rules: &PromptRules) -> Result<(),
     Err(ApiError::param("prompt", message))
 }
 
-/// Tokenizes a text; a long one where it holds nobody up.
-pub(crate) async fn encode(
+/// Tokenizes a text.
+pub(crate) fn encode(
     state: &AppState,
-    text: String,
+    text: &str,
     add_special_tokens: bool,
 ) -> Result<Vec<TokenId>, ApiError> {
-    let tokenizer = state.tokenizer().clone();
-    let encoded =
-        state.compute(text.len(), move || tokenizer.encode(&text, add_special_tokens)).await?;
+    let encoded = state.tokenizer().encode(text, add_special_tokens);
     encoded.map_err(|e| ApiError::param("prompt", e.to_string()))
 }
 

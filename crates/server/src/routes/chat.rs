@@ -17,26 +17,26 @@ use crate::answer::{self, Head, TokenNames};
 use crate::generate::Generation;
 use crate::input::body::Body;
 use crate::input::chat;
-use crate::layers::request_id;
+use crate::state::LoadGuard;
 use crate::{ApiError, AppState};
 
 /// Continues a conversation.
 pub(crate) async fn create(
     State(state): State<AppState>,
+    load: LoadGuard,
     headers: HeaderMap,
-    Body(fields): Body,
+    body: Body,
 ) -> Result<Response, ApiError> {
-    let load = state.admit()?;
-    let model = fields.string("model")?;
-    state.check_model(model)?;
-    let id = request_id::named(&fields, &headers)?;
-    let request = chat::read(&state, &fields).await?;
+    let read = body.read(&state, move |state, fields| {
+        Ok((Head::read(state, "chatcmpl", fields, &headers)?, chat::read(state, fields)?))
+    });
+    let (head, request) = read.await?;
     let format = ChatFormat {
-        head: Head::new(&state, "chatcmpl", id, model),
+        head,
         names: TokenNames::new(&state, &request.generation),
         role: request.role,
         prefix: request.prefix,
     };
     let generation = Generation::start(&state, request.generation, load)?;
-    answer::respond(&state, generation, format).await
+    answer::respond(generation, format).await
 }

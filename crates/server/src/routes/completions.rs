@@ -9,23 +9,22 @@ use crate::answer::{self, Head, TokenNames};
 use crate::generate::Generation;
 use crate::input::body::Body;
 use crate::input::completion;
-use crate::layers::request_id;
+use crate::state::LoadGuard;
 use crate::{ApiError, AppState};
 
 /// Continues one or several prompts.
 pub(crate) async fn create(
     State(state): State<AppState>,
+    load: LoadGuard,
     headers: HeaderMap,
-    Body(fields): Body,
+    body: Body,
 ) -> Result<Response, ApiError> {
-    let load = state.admit()?;
-    let model = fields.string("model")?;
-    state.check_model(model)?;
-    let id = request_id::named(&fields, &headers)?;
-    let request = completion::read(&state, &fields).await?;
-    let head = Head::new(&state, "cmpl", id, model);
+    let read = body.read(&state, move |state, fields| {
+        Ok((Head::read(state, "cmpl", fields, &headers)?, completion::read(state, fields)?))
+    });
+    let (head, request) = read.await?;
     let names = TokenNames::new(&state, &request);
     let format = CompletionFormat::new(head, names, request.seeds.len());
     let generation = Generation::start(&state, request, load)?;
-    answer::respond(&state, generation, format).await
+    answer::respond(generation, format).await
 }

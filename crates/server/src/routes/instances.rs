@@ -7,6 +7,7 @@ use stallfree_core::InstanceId;
 use stallfree_engine::{InstanceChange, InstanceStatus, Role};
 
 use crate::input::body::Body;
+use crate::input::fields::Fields;
 use crate::{ApiError, AppState};
 
 /// Answers with all instances.
@@ -19,21 +20,25 @@ pub(crate) async fn list(State(state): State<AppState>) -> Json<Value> {
 pub(crate) async fn change(
     State(state): State<AppState>,
     Path(id): Path<String>,
-    Body(fields): Body,
+    body: Body,
 ) -> Result<Json<Value>, ApiError> {
-    let role = fields.string("role")?.map(str::parse::<Role>).transpose();
-    let role = role.map_err(|message| ApiError::param("role", format!("`role`: {message}.")))?;
-    let draining = fields.value("draining").map(|_| fields.bool("draining", false)).transpose()?;
-    if role.is_none() && draining.is_none() {
-        return Err(ApiError::invalid("The body has neither `role` nor `draining`."));
-    }
-    let change = InstanceChange { role, draining };
+    let change = body.read(&state, |_, fields| read_change(fields)).await?;
     let number = id.parse().map(InstanceId).ok();
     let changed = number.and_then(|number| state.engine().change_instance(number, change));
     changed.as_ref().map(to_json).map(Json).ok_or_else(|| {
         let count = state.engine().instances().len();
         ApiError::UnknownInstance { id, count }
     })
+}
+
+fn read_change(fields: &Fields) -> Result<InstanceChange, ApiError> {
+    let role = fields.string("role")?.map(str::parse::<Role>).transpose();
+    let role = role.map_err(|message| ApiError::param("role", format!("`role`: {message}.")))?;
+    let draining = fields.value("draining").map(|_| fields.bool("draining", false)).transpose()?;
+    if role.is_none() && draining.is_none() {
+        return Err(ApiError::invalid("The body has neither `role` nor `draining`."));
+    }
+    Ok(InstanceChange { role, draining })
 }
 
 fn to_json(status: &InstanceStatus) -> Value {

@@ -1,14 +1,19 @@
 //! Keys, limits, overload, headers: what stands between clients and the engine.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::http::{Method, Request, header};
+use futures::{FutureExt, stream};
 use serde_json::{Value, json};
 use stallfree_engine::{EngineHandle, Health, SubmitError};
 use stallfree_server::{Limits, ReportConfig, ServerConfig};
+use tokio::time::timeout;
 
 use crate::world::{World, config, post};
+
+const PATHS: [&str; 4] = ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"];
 
 fn completion() -> String {
     json!({ "prompt": "Hi" }).to_string()
@@ -172,13 +177,83 @@ async fn health_follows_the_engine() {
 
 #[tokio::test]
 async fn bodies_and_requests_are_bounded() {
-    let limits = Limits { max_body_bytes: 1000, max_concurrent_requests: 0, ..Limits::default() };
+    let limit = 16 << 20;
+    let long = post("/v1/completions", "x".repeat(limit + 1));
+    let error = check(&World::saying("Hello"), long, 413, "BadRequestError").await;
+    assert!(error["message"].as_str().unwrap().contains(&format!("{limit} bytes")), "{error}");
+    let limits = Limits { max_concurrent_requests: 0, ..Limits::default() };
     let world = World::configured(ServerConfig { limits, ..config() });
-    let error =
-        check(&world, post("/v1/completions", "x".repeat(1001)), 413, "BadRequestError").await;
-    assert!(error["message"].as_str().unwrap().contains("1000 bytes"), "{error}");
-    check(&world, post("/v1/completions", completion()), 429, "RateLimitError").await;
+    for path in PATHS {
+        let answer = world.send(post(path, unsent())).now_or_never();
+        let answer = answer.expect("the body is not waited for");
+        assert_eq!(answer.status, 429, "{path}: {}", answer.body);
+    }
     assert_eq!(world.get("/load").await.json(), json!({ "server_load": 0 }));
+}
+
+/// A body that never arrives.
+fn unsent() -> Body {
+    Body::from_stream(stream::pending::<Result<Bytes, Infallible>>())
+}
+
+#[tokio::test]
+async fn a_body_has_to_arrive() {
+    let limits = Limits { body_timeout: Duration::from_millis(20), ..Limits::default() };
+    let world = World::configured(ServerConfig { limits, ..config() });
+    for path in PATHS {
+        check(&world, post(path, unsent()), 408, "RequestTimeoutError").await;
+    }
+    assert_eq!(world.get("/load").await.json(), json!({ "server_load": 0 }));
+}
+
+/// 64 bodies of unknown length take all the room; what comes then waits, unless it is short.
+#[tokio::test]
+async fn long_bodies_wait_for_room() {
+    let world = World::saying("Hello");
+    let path = "/v1/completions";
+    let mut open: Vec<_> = (0..64).map(|_| Box::pin(world.send(post(path, unsent())))).collect();
+    for request in &mut open {
+        assert!(request.now_or_never().is_none());
+    }
+    let long = json!({ "prompt": "Hi", "user": "x".repeat(100_000) }).to_string();
+    let mut waiting = Box::pin(world.send(post(path, long)));
+    let short = world.send(post(path, completion())).await;
+    assert_eq!(short.status, 200, "{}", short.body);
+    let early = timeout(Duration::from_millis(50), &mut waiting).await;
+    assert!(early.is_err(), "there was no room");
+    drop(open);
+    let answer = timeout(Duration::from_secs(10), waiting).await.unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.body);
+}
+
+/// However a long body fills up, reading it holds up nobody: it isn't done where it is polled.
+#[tokio::test]
+async fn long_bodies_hold_nobody_up() {
+    let world = World::saying("Hello");
+    let user = json!({ "role": "user", "content": "Hi" });
+    let hello = |path: &str, (name, value): (&str, Value)| {
+        let mut body = json!({ "messages": [user], "tokens": [72], "max_tokens": 1 });
+        if path == "/v1/completions" || (path == "/tokenize" && name != "messages") {
+            body = json!({ "prompt": "Hi", "max_tokens": 1 });
+        }
+        body[name] = value;
+        post(path, body.to_string())
+    };
+    for (path, (name, value)) in [
+        ("/v1/completions", ("prompt", json!(vec!["Hi"; 1000]))),
+        ("/v1/completions", ("logit_bias", json!({ "no": "x".repeat(10_000) }))),
+        ("/v1/chat/completions", ("messages", json!(vec![json!({ "role": "" }); 10_000]))),
+        ("/v1/chat/completions", ("documents", json!(vec![json!({ "a": 1 }); 10_000]))),
+        ("/v1/chat/completions", ("chat_template_kwargs", json!({ "a": vec![0; 10_000] }))),
+        ("/tokenize", ("messages", json!(vec![json!({ "role": "" }); 10_000]))),
+        ("/tokenize", ("prompt", json!("x".repeat(10_000)))),
+        ("/detokenize", ("tokens", json!(vec![72; 10_000]))),
+    ] {
+        let at_once = world.send(hello(path, (name, value))).now_or_never();
+        assert!(at_once.is_none(), "{path} {name}");
+        let at_once = world.send(hello(path, ("user", json!("me")))).now_or_never();
+        assert_eq!(at_once.map(|answer| answer.status.as_u16()), Some(200), "{path}");
+    }
 }
 
 #[tokio::test]

@@ -8,12 +8,13 @@ use serde_json::{Value, json};
 use stallfree_core::WallClock;
 use stallfree_engine::{Engine, EngineHandle, EngineInfo, ThreadedEngine};
 use stallfree_scheduler::{Planner, SchedulerConfig};
-use stallfree_server::{AppState, Metrics, serve};
+use stallfree_server::{AppState, Limits, Metrics, ServerConfig, serve};
 use stallfree_testkit::{MockConfig, MockExecutor, Pace};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use crate::model::{chat_template, tokenizer};
 use crate::world::config;
@@ -25,11 +26,16 @@ struct Served {
     address: SocketAddr,
     engine: Arc<ThreadedEngine>,
     shutdown: oneshot::Sender<()>,
-    server: JoinHandle<std::io::Result<()>>,
+    server: JoinHandle<()>,
 }
 
 impl Served {
     async fn start() -> Self {
+        Self::with(Limits::default()).await
+    }
+
+    async fn with(limits: Limits) -> Self {
+        let config = ServerConfig { limits, ..config() };
         let mock = MockConfig {
             pace: Pace::Real,
             step_time: Duration::from_millis(1),
@@ -50,7 +56,7 @@ impl Served {
         let engine = ThreadedEngine::spawn(engine, Arc::new(WallClock::start()), 1000).unwrap();
         let engine = Arc::new(engine);
         let handle: Arc<dyn EngineHandle> = engine.clone();
-        let state = AppState::new(handle, tokenizer(), Some(chat_template()), config(), metrics);
+        let state = AppState::new(handle, tokenizer(), Some(chat_template()), config, metrics);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (shutdown, told) = oneshot::channel();
@@ -98,7 +104,7 @@ impl Served {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };
-        let within = tokio::time::timeout(Duration::from_secs(10), reached).await;
+        let within = timeout(Duration::from_secs(10), reached).await;
         assert!(within.is_ok(), "{sequences} sequences expected: {:?}", self.engine.stats());
     }
 }
@@ -205,9 +211,44 @@ async fn shutting_down_finishes_open_streams() {
         answer.contains("\"finish_reason\":\"length\"") && answer.contains("[DONE]"),
         "{answer}"
     );
-    let ended = tokio::time::timeout(Duration::from_secs(10), server).await;
-    ended.expect("idle connections hold nothing up").unwrap().unwrap();
+    let ended = timeout(Duration::from_secs(10), server).await;
+    ended.expect("idle connections hold nothing up").unwrap();
     assert!(TcpStream::connect(address).await.is_err(), "nobody listens any more");
+}
+
+/// A connection is closed that doesn't begin a request, or doesn't come to the end of its head; one with a stream is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_without_a_request_are_closed() {
+    let header_timeout = Duration::from_millis(200);
+    let served = Served::with(Limits { header_timeout, ..Limits::default() }).await;
+    let body = json!({ "prompt": "Hi", "max_tokens": 1000, "ignore_eos": true, "stream": true });
+    let stream = served.send("POST", "/v1/completions", &body).await;
+    let version = "GET /version HTTP/1.1\r\nhost: here\r\n\r\n";
+    for (sent, answers) in [("", 0), (&version[..20], 0), (version, 1), (&version.repeat(2), 2)] {
+        let mut connection = TcpStream::connect(served.address).await.unwrap();
+        connection.write_all(sent.as_bytes()).await.unwrap();
+        let answer = timeout(Duration::from_secs(10), read_all(connection)).await;
+        let answer = answer.unwrap_or_else(|_| panic!("after {sent:?} it stays open"));
+        assert_eq!(answer.matches("HTTP/1.1 200").count(), answers, "{sent:?}: {answer}");
+    }
+    let answer = read_all(stream).await;
+    assert!(answer.contains("\"finish_reason\":\"length\""), "{answer}");
+}
+
+/// A body that stops arriving is given up, and holds up neither the next request nor the end.
+#[tokio::test(flavor = "multi_thread")]
+async fn half_a_body_holds_nothing_up() {
+    let limits = Limits { body_timeout: Duration::from_millis(200), ..Limits::default() };
+    let served = Served::with(limits).await;
+    let mut half = TcpStream::connect(served.address).await.unwrap();
+    let head = "POST /tokenize HTTP/1.1\r\nhost: here\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{";
+    half.write_all(head.as_bytes()).await.unwrap();
+    while !served.exchange("GET", "/load", &json!(null)).await.ends_with("{\"server_load\":1}") {}
+    served.shutdown.send(()).unwrap();
+    let ended = timeout(Duration::from_secs(10), served.server).await;
+    ended.expect("half a body holds nothing up").unwrap();
+    let answer = read_all(half).await;
+    assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
 }
 
 #[tokio::test]
