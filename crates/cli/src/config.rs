@@ -277,11 +277,15 @@ impl InstanceConfig {
 }
 
 impl FrontConfig {
-    /// Resolves the flags of `serve` that concern clients.
+    /// Resolves the flags of `serve` that concern clients of a deployment.
     ///
     /// # Errors
     /// A flag's value can't work; the message names the flag.
-    pub(crate) fn resolve(args: &ServerArgs, environment: &Environment) -> Result<Self> {
+    pub(crate) fn resolve(
+        args: &ServerArgs,
+        deployment: &DeploymentConfig,
+        environment: &Environment,
+    ) -> Result<Self> {
         let address = args.address().map_err(anyhow::Error::msg)?;
         Ok(Self {
             address: SocketAddr::new(address, args.port),
@@ -297,6 +301,7 @@ impl FrontConfig {
                 allow_credentials: args.allow_credentials,
             },
             limits: Limits {
+                max_concurrent_requests: deployment.max_concurrent_requests(),
                 max_logprobs: args.max_logprobs,
                 trust_request_chat_template: args.trust_request_chat_template,
                 ..Limits::default()

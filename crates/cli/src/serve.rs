@@ -32,7 +32,7 @@ pub(crate) fn run(args: &ServeArgs, environment: &Environment) -> Result<()> {
         return run_node(args, &nodes, environment);
     }
     let config = DeploymentConfig::resolve(&args.engine, &args.deployment, environment)?;
-    let front = FrontConfig::resolve(&args.server, environment)?;
+    let front = FrontConfig::resolve(&args.server, &config, environment)?;
     let weights = config.base.weights;
     // A port that is taken shows now, not after minutes of loading.
     let socket = bind(&front)?;

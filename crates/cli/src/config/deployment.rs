@@ -40,6 +40,9 @@ pub(crate) struct GateArgs {
     pub(crate) nixl: PathBuf,
 }
 
+/// Requests that the front takes beyond those that run and wait here: they are being received, or run on instances that joined.
+const SPARE_REQUESTS: usize = 4096;
+
 /// Why a simulated instance is in its server's process.
 pub(crate) const SIMULATED_ALONE: &str = "instances on simulated GPUs can't hand sequences over to other processes; simulate all of them in one, with --replica-spec";
 
@@ -158,6 +161,13 @@ impl DeploymentConfig {
             }
         };
         self.instances.iter().flat_map(gpus).collect::<HashSet<usize>>().len()
+    }
+
+    /// Returns how many requests the front takes at once: more than run and wait here, so that the engine, which knows how long
+    /// its queue takes, is the first to refuse one.
+    pub(crate) fn max_concurrent_requests(&self) -> usize {
+        let seats = self.instances.iter().map(|(_, config)| config.scheduler.max_num_seqs);
+        seats.fold(self.base.max_num_waiting.saturating_add(SPARE_REQUESTS), usize::saturating_add)
     }
 
     /// Returns the instances with a role.
@@ -293,7 +303,7 @@ mod tests {
 
     use super::{DeploymentConfig, InstanceConfig, share_gpus};
     use crate::args::{Kernels, serve_args};
-    use crate::config::{DeviceConfig, GpuConfig};
+    use crate::config::{DeviceConfig, FrontConfig, GpuConfig};
     use crate::environment::Environment;
 
     /// Places instances of so many tensor-parallel ranks, which take two fifths of a GPU's memory each.
@@ -371,6 +381,29 @@ mod tests {
             ("--replica-spec 1,1 1,1 --schedule-policy edf", "--mode distserve"),
         ] {
             check(flags, words);
+        }
+    }
+
+    #[test]
+    fn the_engine_is_the_first_to_refuse() {
+        for (flags, least) in [
+            ("", 4096 + 256),
+            ("--max-num-waiting 20000", 20_000 + 256),
+            ("--max-num-seqs 9000", 4096 + 9000),
+            ("--mode distserve --prefill-max-num-seqs 8000", 4096 + 8000 + 256),
+            ("--instances-listen 127.0.0.1:0 --max-num-waiting 1", 1 + 8 * 256),
+            ("--max-num-waiting 18446744073709551615", usize::MAX),
+        ] {
+            let line = format!("stallfree serve --device cpu {flags}");
+            let line: Vec<_> = line.split_whitespace().collect();
+            let args = serve_args(&line).expect("flags");
+            let environment = Environment::read();
+            let deployment =
+                DeploymentConfig::resolve(&args.engine, &args.deployment, &environment);
+            let deployment = deployment.expect("a deployment");
+            let front = FrontConfig::resolve(&args.server, &deployment, &environment);
+            let limit = front.expect("a front").limits.max_concurrent_requests;
+            assert!(limit > least || limit == usize::MAX, "{flags}: {limit}, not over {least}");
         }
     }
 

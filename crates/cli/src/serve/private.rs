@@ -28,7 +28,7 @@ impl PrivateServer {
         let config = DeploymentConfig::resolve(&args.engine, &args.deployment, environment)?;
         let front = FrontConfig {
             api_keys: Vec::new(),
-            ..FrontConfig::resolve(&args.server, environment)?
+            ..FrontConfig::resolve(&args.server, &config, environment)?
         };
         let found = model_source::find(&args.engine.model, config.base.weights, environment)?;
         let instance = instance::start(&found.path, found.name(), &config)?;
