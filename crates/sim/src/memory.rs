@@ -9,6 +9,10 @@ use crate::{Error, Gpu, ModelShape};
 /// What activations, libraries and the context take of each GPU.
 const RESERVE: f64 = 3.0 * GIB;
 
+/// The most blocks, and tokens in all of them: books of both are kept in memory, some gigabytes for so many.
+const MAX_BLOCKS: usize = 1 << 26;
+const MAX_TOKENS: usize = 1 << 30;
+
 /// How much KV cache to take.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum KvRoom {
@@ -46,30 +50,48 @@ pub(crate) fn geometry(
     room: KvRoom,
     block_size: usize,
 ) -> Result<KvGeometry, Error> {
-    let bytes = match room {
-        KvRoom::Blocks(num_blocks) => {
-            return Ok(KvGeometry { num_blocks: num_blocks.max(1), block_size });
+    let num_blocks = match room {
+        KvRoom::Blocks(num_blocks) => num_blocks.max(1),
+        KvRoom::Bytes(bytes) => {
+            let block = block_bytes(shape, parallel, block_size);
+            blocks(bytes as f64, block, block_size, "--kv-cache-memory-bytes")?
         }
-        KvRoom::Bytes(bytes) => bytes as f64,
-        KvRoom::Utilization(share) => {
-            share.clamp(0.0, 1.0).mul_add(gpu.memory_bytes, -RESERVE)
-                - weight_bytes(shape, parallel)
+        KvRoom::Utilization(utilization) => {
+            let room = utilization.clamp(0.0, 1.0) * gpu.memory_bytes;
+            let taken = weight_bytes(shape, parallel) + RESERVE;
+            if taken >= room {
+                return Err(Error::DoesNotFit {
+                    gpu: gpu.name.clone(),
+                    taken_gib: taken / GIB,
+                    room_gib: room / GIB,
+                    utilization,
+                });
+            }
+            let block = block_bytes(shape, parallel, block_size);
+            blocks(room - taken, block, block_size, "--gpu-memory-utilization")?
         }
     };
-    let num_blocks = (bytes / block_bytes(shape, parallel, block_size)) as usize;
-    if num_blocks == 0 {
-        let utilization = match room {
-            KvRoom::Utilization(share) => share,
-            KvRoom::Bytes(_) | KvRoom::Blocks(_) => 1.0,
-        };
-        return Err(Error::DoesNotFit {
-            gpu: gpu.name.clone(),
-            weight_gib: (weight_bytes(shape, parallel) + RESERVE) / GIB,
-            room_gib: utilization * gpu.memory_bytes / GIB,
-            utilization,
-        });
+    if num_blocks > MAX_BLOCKS || num_blocks.saturating_mul(block_size) > MAX_TOKENS {
+        let (max_blocks, max_tokens) = (MAX_BLOCKS, MAX_TOKENS);
+        return Err(Error::KvCacheTooLarge { num_blocks, block_size, max_blocks, max_tokens });
     }
     Ok(KvGeometry { num_blocks, block_size })
+}
+
+/// Returns how many blocks fit into `bytes`, of which `flag` decides.
+fn blocks(
+    bytes: f64,
+    block_bytes: f64,
+    block_size: usize,
+    flag: &'static str,
+) -> Result<usize, Error> {
+    match (bytes / block_bytes) as usize {
+        0 => {
+            let (bytes, block_bytes) = (bytes as u64, block_bytes as u64);
+            Err(Error::NoKvCache { block_size, block_bytes, bytes, flag })
+        }
+        num_blocks => Ok(num_blocks),
+    }
 }
 
 /// Returns the memory of a GPU on which a model has room for `kv_tokens` at a utilization of 0.9.
@@ -102,11 +124,27 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_refused_with_numbers() {
-        let shape = ModelShape::built_in("llama-2-70b").unwrap();
-        let gpu = Shipped::find("h100-sxm").unwrap().gpu();
-        let error = geometry(&shape, Parallel::NONE, &gpu, KvRoom::Utilization(0.9), 16);
-        let error = error.expect_err("128 GiB on 80").to_string();
-        assert!(error.contains("--tensor-parallel-size"), "{error}");
+    fn what_has_no_room_is_refused_with_its_reason() {
+        let gpu = Shipped::find("h100-sxm").expect("it is shipped").gpu();
+        let check = |model: &str, room: KvRoom, block_size: usize, words: &str| {
+            let shape = ModelShape::built_in(model).expect("it is known");
+            let error = geometry(&shape, Parallel::NONE, &gpu, room, block_size);
+            let error = error.expect_err(words).to_string();
+            assert!(error.contains(words), "{error}");
+        };
+        let share = KvRoom::Utilization(0.9);
+        check("llama-2-70b", share, 16, "weights and activations take");
+        check("llama-2-70b", share, 16, "--tensor-parallel-size");
+        check("llama-3-8b", share, 1_000_000_000, "or lower --block-size");
+        check("llama-3-8b", share, 1_000_000_000, "room for no block");
+        check(
+            "llama-3-8b",
+            KvRoom::Bytes(1 << 20),
+            16,
+            "give it more with --kv-cache-memory-bytes",
+        );
+        check("llama-3-8b", KvRoom::Bytes(u64::MAX), 16, "too many to simulate");
+        check("llama-3-8b", KvRoom::Blocks(1_000_000_000_000), 16, "--num-gpu-blocks-override");
+        check("llama-3-8b", KvRoom::Blocks(10), 1_000_000_000, "--block-size");
     }
 }
