@@ -18,6 +18,8 @@ pub struct Trial {
     pub p99_tbt: f64,
     /// The median delay until a request's first chunk, in seconds.
     pub median_scheduling_delay: f64,
+    /// Whether all requests had come before the first of them had a token: they would hardly be closer together at a higher rate.
+    pub is_all_at_once: bool,
 }
 
 /// What a search found.
@@ -25,6 +27,8 @@ pub struct Trial {
 pub struct Capacity {
     /// The highest rate that kept to the limits; `None` if none did.
     pub rate: Option<f64>,
+    /// Whether another rate failed: where none did, the capacity is at least `rate`.
+    pub is_limited: bool,
     /// Everything that was tried, in order.
     pub trials: Vec<Trial>,
 }
@@ -47,7 +51,7 @@ impl CapacityLimits {
     pub const GRANULARITY: f64 = 0.025;
 
     /// Searches between 0 and twice `start`, and beyond where that passes easily, until the bounds are as close as `granularity`,
-    /// relative to the rate. `measure` tries a rate.
+    /// relative to the rate. Ends where all requests at once keep to the limits. `measure` tries a rate.
     ///
     /// # Errors
     /// The first error of `measure`.
@@ -58,7 +62,7 @@ impl CapacityLimits {
         mut measure: impl FnMut(f64) -> Result<Trial, E>,
     ) -> Result<Capacity, E> {
         let (mut low, mut high, mut least_failed) = (0.0, 2.0 * start, f64::INFINITY);
-        let mut found = Capacity { rate: None, trials: Vec::new() };
+        let mut found = Capacity { rate: None, is_limited: false, trials: Vec::new() };
         for _ in 0..MAX_TRIALS {
             let rate = rounded(f64::midpoint(low, high));
             let is_known = found.trials.iter().any(|trial| trial.rate.total_cmp(&rate).is_eq());
@@ -78,7 +82,11 @@ impl CapacityLimits {
                 high = (stretch * high).min(least_failed);
                 low = rate;
                 found.rate = Some(found.rate.map_or(rate, |best| best.max(rate)));
+                if trial.is_all_at_once && !found.is_limited {
+                    break;
+                }
             } else {
+                found.is_limited = true;
                 least_failed = least_failed.min(rate);
                 // Never below what has passed already, where the artifact would end too low.
                 let halved = Some(rate / 2.0).filter(|&half| delay > HOPELESS && half > low);
@@ -108,9 +116,11 @@ mod tests {
             let over = (rate / capacity - 1.0).max(0.0);
             let median_scheduling_delay =
                 if over > 0.0 { 3.0 + 1e4 * over } else { 0.3 * rate / capacity };
-            Ok::<Trial, ()>(Trial { rate, p99_tbt: 0.1 + over, median_scheduling_delay })
+            let p99_tbt = 0.1 + over;
+            Ok::<Trial, ()>(Trial { rate, p99_tbt, median_scheduling_delay, is_all_at_once: false })
         });
         let found = found.unwrap();
+        assert!(found.is_limited);
         let rate = found.rate.unwrap_or_default();
         assert!(rate <= capacity && rate > capacity * 0.94, "{capacity} from {start}: {found:?}");
         assert!(found.trials.len() <= 20);
@@ -128,12 +138,25 @@ mod tests {
     #[test]
     fn what_never_passes_has_no_capacity() {
         let found = LIMITS.search(1.0, CapacityLimits::GRANULARITY, |rate| {
-            Ok::<Trial, ()>(Trial { rate, p99_tbt: 1.0, median_scheduling_delay: 0.0 })
+            let (p99_tbt, median_scheduling_delay) = (1.0, 0.0);
+            Ok::<Trial, ()>(Trial { rate, p99_tbt, median_scheduling_delay, is_all_at_once: false })
         });
         assert_eq!(found.unwrap().rate, None);
         assert_eq!(
             LIMITS.search(1.0, CapacityLimits::GRANULARITY, |_| Err::<Trial, u8>(3)),
             Err(3)
         );
+    }
+
+    #[test]
+    fn where_nothing_fails_the_search_ends_with_all_requests_at_once() {
+        let found = LIMITS.search(1.0, CapacityLimits::GRANULARITY, |rate| {
+            let (p99_tbt, median_scheduling_delay) = (0.1, 0.0);
+            let is_all_at_once = rate > 100.0;
+            Ok::<Trial, ()>(Trial { rate, p99_tbt, median_scheduling_delay, is_all_at_once })
+        });
+        let found = found.unwrap();
+        assert!(!found.is_limited && found.trials.len() < 6, "{found:?}");
+        assert!(found.rate.is_some_and(|rate| rate > 100.0 && rate < 1000.0), "{found:?}");
     }
 }

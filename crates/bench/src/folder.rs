@@ -3,7 +3,9 @@
 mod tables;
 mod timeline;
 
+use std::ffi::OsString;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -28,8 +30,37 @@ pub struct RunFolder {
     path: PathBuf,
 }
 
+/// Makes a folder that was not there: `path`, or the first of `path-2`, `path-3` and so on, so that results never take the place of
+/// others that were named by the same second. Those above it are made where they are missing.
+///
+/// # Errors
+/// It can't be made.
+pub fn new_folder(path: &Path) -> Result<PathBuf> {
+    if let Some(above) = path.parent() {
+        fs::create_dir_all(above).map_err(Error::file(above))?;
+    }
+    let numbered = |number: usize| {
+        let mut name = OsString::from(path);
+        name.push(format!("-{number}"));
+        PathBuf::from(name)
+    };
+    let mut folder = path.to_owned();
+    for number in 2.. {
+        match fs::create_dir(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                folder = numbered(number);
+            }
+            made => {
+                made.map_err(Error::file(&folder))?;
+                break;
+            }
+        }
+    }
+    Ok(folder)
+}
+
 impl RunFolder {
-    /// Makes the folder and those above it, where they are missing.
+    /// Makes the folder and those above it, where they are missing; files of an earlier run in it are replaced.
     ///
     /// # Errors
     /// It can't be made.
@@ -116,5 +147,21 @@ impl RunFolder {
         let text = serde_json::to_string_pretty(object)
             .map_err(|error| Error::content(&self.path.join(name), &error))?;
         self.write(name, &format!("{text}\n"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::new_folder;
+
+    #[test]
+    fn a_new_folder_never_takes_anothers_place() {
+        let root = tempfile::tempdir().expect("a folder");
+        let path = root.path().join("random/simple_20261125_101500");
+        let made: Vec<_> = (0..3).map(|_| new_folder(&path).expect("a folder")).collect();
+        let names = made.iter().map(|path| path.file_name().and_then(|name| name.to_str()));
+        let expected = ["", "-2", "-3"].map(|end| format!("simple_20261125_101500{end}"));
+        assert!(names.eq(expected.iter().map(|name| Some(&**name))), "{made:?}");
+        assert!(made.iter().all(|path| path.is_dir()));
     }
 }

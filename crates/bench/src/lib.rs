@@ -21,7 +21,7 @@ pub mod workload;
 
 pub use capacity::{Capacity, CapacityLimits, Trial};
 pub use error::{Error, Result};
-pub use folder::RunFolder;
+pub use folder::{RunFolder, new_folder};
 pub use metrics::Summary;
 pub use record::{BatchRecord, ChunkRecord, Outcome, RequestRecord};
 pub use stamp::{date, moment, stamp};

@@ -73,6 +73,18 @@ pub struct RunOutcome {
     pub stats: EngineStats,
 }
 
+impl RunOutcome {
+    /// Returns whether every request was to be sent before any of them had `num_tokens` tokens, as good as all at once.
+    #[must_use]
+    pub fn is_all_at_once(&self, num_tokens: usize) -> bool {
+        let token = |request: &RequestRecord| {
+            request.token_times.get(num_tokens.saturating_sub(1)).copied()
+        };
+        let first = self.requests.iter().filter_map(token).reduce(f64::min);
+        first.is_some_and(|first| self.requests.iter().all(|request| request.planned <= first))
+    }
+}
+
 /// How far a run is.
 #[derive(Clone, Copy, Debug)]
 pub struct Progress {

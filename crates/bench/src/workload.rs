@@ -24,6 +24,9 @@ use crate::{Error, Result};
 /// How many tokens a hashed prefix block of a Mooncake trace stands for.
 pub const PREFIX_BLOCK: usize = 512;
 
+/// The most requests of a workload. All of them and their records are in memory, which is several gigabytes for so many.
+pub const MAX_REQUESTS: usize = 10_000_000;
+
 /// Requests in the order of their arrival.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Workload {
@@ -33,6 +36,8 @@ pub struct Workload {
     pub is_synthetic: bool,
     /// The requests; `at` never falls.
     pub items: Vec<Item>,
+    /// How many of them were cut to the recipe's `max_total_len`.
+    pub num_cut: usize,
 }
 
 /// One request to come.
@@ -109,15 +114,18 @@ impl WorkloadConfig {
         rows.sort_by(|(a, _), (b, _)| a.total_cmp(b));
         let mut seeds = generator(self.seed, Stream::Tokens);
         let items = rows.into_iter().map(|(at, row)| self.item(at, row, seeds.random(), &mut rng));
-        Ok(Workload { name, is_synthetic, items: items.collect() })
+        let (items, are_cut): (Vec<Item>, Vec<bool>) = items.unzip();
+        let num_cut = are_cut.into_iter().filter(|&is_cut| is_cut).count();
+        Ok(Workload { name, is_synthetic, items, num_cut })
     }
 
     fn count(&self) -> Result<usize> {
-        let count = self.num_requests.unwrap_or(1000);
-        if count == 0 {
-            Err(Error::Workload("no requests were asked for".to_owned()))
-        } else {
-            Ok(count)
+        match self.num_requests.unwrap_or(1000) {
+            0 => Err(Error::Workload("no requests were asked for".to_owned())),
+            count if count > MAX_REQUESTS => Err(Error::Workload(format!(
+                "{count} requests are too many: all are kept in memory, and there may be {MAX_REQUESTS}; lower --num-prompts"
+            ))),
+            count => Ok(count),
         }
     }
 
@@ -127,7 +135,7 @@ impl WorkloadConfig {
         if trace.rows.is_empty() {
             return Err(Error::Workload(format!("the trace {} has no requests", trace.name)));
         }
-        let count = self.num_requests.unwrap_or(trace.rows.len());
+        let count = self.num_requests.map_or(Ok(trace.rows.len()), |_| self.count())?;
         if matches!(self.arrivals, Arrivals::Replay { .. }) {
             return Ok(trace.rows.iter().take(count).cloned().collect());
         }
@@ -156,25 +164,28 @@ impl WorkloadConfig {
         }
     }
 
-    fn item(&self, at: f64, row: TraceRow, seed: u64, rng: &mut Pcg64) -> Item {
+    /// Returns a request, and whether it was cut.
+    fn item(&self, at: f64, row: TraceRow, seed: u64, rng: &mut Pcg64) -> (Item, bool) {
         let (mut prompt_len, mut output_len) = (row.prompt_len, row.output_len);
         if let Some(lengths) = &self.output_len {
             output_len = lengths.sample(rng);
         }
-        let total = prompt_len + output_len;
-        if let Some(limit) = self.max_total_len.filter(|&limit| total > limit && limit > 1) {
+        let total = prompt_len.saturating_add(output_len);
+        let limit = self.max_total_len.filter(|&limit| total > limit && limit > 1);
+        if let Some(limit) = limit {
+            let share = |len: usize| (len as u128 * limit as u128).div_ceil(total as u128) as usize;
             // Rounding up on both sides may give one token too many, which the prompt has to spare.
-            output_len = (output_len * limit).div_ceil(total).clamp(1, limit - 1);
-            prompt_len = (prompt_len * limit).div_ceil(total).min(limit - output_len);
+            output_len = share(output_len).clamp(1, limit - 1);
+            prompt_len = share(prompt_len).min(limit - output_len);
         }
         let prompt = Prompt {
-            len: prompt_len.max(1) + self.shared_prefix_len,
+            len: prompt_len.max(1).saturating_add(self.shared_prefix_len),
             num_shared: self.shared_prefix_len,
             blocks: row.blocks,
             text: row.text,
             seed,
         };
-        Item { at, prompt, output_len: output_len.max(1), slo: row.slo }
+        (Item { at, prompt, output_len: output_len.max(1), slo: row.slo }, limit.is_some())
     }
 }
 

@@ -10,7 +10,7 @@ use stallfree_sim::{
     Calibration, Factors, Gpu, GpuChoice, Measured, ModelChoice, ModelShape, Residual, Shipped,
 };
 
-use crate::args::EngineArgs;
+use crate::args::{EngineArgs, positive};
 use crate::config::{DeviceConfig, InstanceConfig, TokenBudget};
 use crate::environment::Environment;
 use crate::{console, instance, model_source};
@@ -43,7 +43,7 @@ struct FitArgs {
     #[arg(long, value_name = "N", default_value_t = 12)]
     output_len: usize,
     /// How often each row is measured; the median counts
-    #[arg(long, value_name = "N", default_value_t = 3)]
+    #[arg(long, value_name = "N", value_parser = positive, default_value = "3")]
     repeats: usize,
     /// Take peaks and links of this GPU from its data sheet [default: peaks are what the fastest steps reach]
     #[arg(long, value_name = "GPU")]

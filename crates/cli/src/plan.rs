@@ -90,10 +90,15 @@ pub(crate) fn run(args: &PlanArgs, environment: &Environment) -> Result<()> {
     let slo = Slo { ttft: ttft_slo / 1000.0, tpot: tpot_slo / 1000.0 };
     let bench = Bench::open(args, environment, slo, atta_target / 100.0)?;
     let found = search::run(&bench, args)?;
-    console::print(table::of(&bench, &found, args.search.num_gpus))?;
+    console::print(table::of(&bench, &found, &args.search))?;
     let Some(best) = found.best() else {
         bail!("no placement serves {atta_target} % of requests within the objectives")
     };
     let command = command::of(best.placement, args)?;
+    if let Some(stand_in) = bench.stand_in() {
+        console::print(format_args!(
+            "\n{stand_in} stands for a folder or hub id of that model; its sizes are all that is known here\n"
+        ))?;
+    }
     Ok(console::print(format_args!("\n{}\n", console::quoted(command)))?)
 }

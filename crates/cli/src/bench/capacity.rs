@@ -68,6 +68,7 @@ pub(crate) fn run(args: &CapacityArgs, environment: &Environment) -> Result<()> 
                 rate,
                 p99_tbt: ran.summary.itl.quantile(0.99),
                 median_scheduling_delay: ran.summary.scheduling_delay.quantile(0.5),
+                is_all_at_once: ran.outcome.is_all_at_once(1),
             };
             let verdict = if limits.are_kept(&trial) { "kept" } else { "missed" };
             let stalls = ran.summary.stalls;
@@ -90,6 +91,7 @@ pub(crate) fn run(args: &CapacityArgs, environment: &Environment) -> Result<()> 
         let json = json!({
             "command": console::command_line(),
             "capacity": found.rate,
+            "is_limited": found.is_limited,
             "capacity_per_gpu": found.rate.map(|rate| rate / num_gpus as f64),
             "tbt_slo": limits.p99_tbt,
             "scheduling_delay_slo": limits.median_scheduling_delay,
@@ -103,5 +105,11 @@ pub(crate) fn run(args: &CapacityArgs, environment: &Environment) -> Result<()> 
     }
     let rate = found.rate.context("no rate that was tried keeps to the limits")?;
     let each = rate / num_gpus as f64;
-    Ok(console::print(format_args!("Capacity: {rate} requests a second, {each:.3} per GPU\n"))?)
+    let (least, why) = match found.is_limited {
+        true => ("", ""),
+        false => ("at least ", "; no limit was reached: all requests came at once"),
+    };
+    Ok(console::print(format_args!(
+        "Capacity: {least}{rate} requests a second, {each:.3} per GPU{why}\n"
+    ))?)
 }

@@ -1,8 +1,9 @@
 //! `stallfree bench experiment`: the papers' experiments, each one command.
 //!
 //! An experiment is a list of `bench run` command lines, and tables and charts made of their records. It doesn't know what computes:
-//! each names the device of its paper, simulated, and `--device` puts another in its place. Each writes `summary.csv` with what was
-//! measured, and `comparison.csv` with the paper's figures beside ours.
+//! each names the device of its paper, simulated, and `--device` puts another in its place. Most write `summary.csv` with what was
+//! measured (`tensor_pipeline` writes `capacity.csv` and `latency.csv`), and, where the paper has numbers to compare with,
+//! `comparison.csv` with them beside ours.
 
 mod capacity;
 mod chunk_size;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
 use stallfree_bench::{StoredResult, moment};
 
@@ -28,8 +28,11 @@ struct Entry {
 /// Prints an entry a folder, newest first.
 ///
 /// # Errors
-/// Standard output can't be written.
+/// There is no such folder, or standard output can't be written.
 pub(crate) fn run(args: &ListArgs) -> Result<()> {
+    if !args.dir.is_dir() {
+        bail!("there is no folder {} to look for results in", args.dir.display());
+    }
     let mut entries: BTreeMap<PathBuf, Entry> = BTreeMap::new();
     for result in StoredResult::find(&args.dir) {
         let folder = home(&result.path, &args.dir);

@@ -33,7 +33,7 @@ pub(crate) struct ResultArgs {
     #[arg(long, value_name = "MS", requires = "ttft_slo")]
     pub(crate) tpot_slo: Option<f64>,
     /// A gap between tokens counts as a stall beyond this many times the median gap
-    #[arg(long, value_name = "FACTOR", default_value_t = 5.0)]
+    #[arg(long, value_name = "FACTOR", value_parser = factor, default_value = "5")]
     pub(crate) stall_factor: f64,
     /// GPUs that do the work, for rates per GPU [default: as many as the engine has, or 1]
     #[arg(long, value_name = "N")]
@@ -201,6 +201,12 @@ pub(crate) fn save(path: &Path, json: &Map<String, Value>, append: bool) -> Resu
     }
     text.push_str(&serde_json::to_string(json)?);
     fs::write(path, text).with_context(|| format!("{} can't be written", path.display()))
+}
+
+/// Reads a factor: a number above 0.
+fn factor(text: &str) -> Result<f64, String> {
+    let factor = text.parse().ok().filter(|factor: &f64| factor.is_finite() && *factor > 0.0);
+    factor.ok_or_else(|| format!("'{text}' is not a factor such as 5: a number above 0"))
 }
 
 /// Reads `name:milliseconds`.

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use stallfree_bench::run::{
     Detail, Progress, Recorder, RunConfig, RunOutcome, in_real_time, in_virtual_time,
 };
-use stallfree_bench::{RunFolder, Summary, TableHead, stamp, table};
+use stallfree_bench::{RunFolder, Summary, TableHead, new_folder, stamp, table};
 use stallfree_cluster::Role;
 
 use super::progress::RunProgress;
@@ -103,10 +103,13 @@ pub(crate) struct Ran {
 pub(crate) fn run(args: &RunArgs, environment: &Environment) -> Result<()> {
     let command = console::command_line();
     let ran = execute(args, environment, "Requests")?;
-    let path = args.mode.run_dir.clone().unwrap_or_else(|| {
-        let name = format!("{}_{}", ran.about.deployment_mode, stamp(SystemTime::now()));
-        args.results.result_dir().join(&ran.about.dataset.0).join(name)
-    });
+    let path = match &args.mode.run_dir {
+        Some(path) => path.clone(),
+        None => {
+            let name = format!("{}_{}", ran.about.deployment_mode, stamp(SystemTime::now()));
+            new_folder(&args.results.result_dir().join(&ran.about.dataset.0).join(name))?
+        }
+    };
     save(args, &ran, &path, &command)?;
     let head = TableHead {
         max_concurrency: ran.about.max_concurrency,
@@ -195,8 +198,15 @@ pub(crate) fn execute(args: &RunArgs, environment: &Environment, what: &str) -> 
     // Longer requests would be refused one by one, and a run without its longest requests misleads.
     let longest = members.iter().map(|member| member.built.scheduler.max_model_len).min();
     let longest = longest.unwrap_or(usize::MAX);
+    let is_users = recipe.max_total_len.is_some_and(|limit| limit <= longest);
     recipe.max_total_len = Some(recipe.max_total_len.map_or(longest, |limit| limit.min(longest)));
     let mut workload = recipe.generate()?;
+    if workload.num_cut > 0 && !is_users {
+        let (cut, all) = (workload.num_cut, workload.items.len());
+        console::note(format_args!(
+            "{cut} of {all} requests were cut to {longest} tokens, prompt and output together: the model's or --max-model-len's limit"
+        ));
+    }
     if let Some(slo) = args.results.slo() {
         workload.promise(slo.of_request());
     }

@@ -16,7 +16,7 @@ use std::time::SystemTime;
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use serde_json::{Map, Value, json};
-use stallfree_bench::date;
+use stallfree_bench::{date, new_folder};
 use stallfree_core::{Clock, WallClock};
 use stallfree_engine::ThreadedEngine;
 use stallfree_models::Checkpoint;
@@ -24,7 +24,7 @@ use stallfree_models::Checkpoint;
 use self::drive::{Driver, StepLog};
 use self::floor::Floor;
 use self::row::{Decode, Mix, Prefill};
-use crate::args::EngineArgs;
+use crate::args::{EngineArgs, positive};
 use crate::config::{DeviceConfig, InstanceConfig};
 use crate::environment::Environment;
 use crate::{console, instance, model_source};
@@ -67,7 +67,7 @@ struct RowArgs {
     #[arg(long, value_name = "N", default_value_t = 512)]
     mix: usize,
     /// How often each row is measured; the median counts
-    #[arg(long, value_name = "N", default_value_t = 3)]
+    #[arg(long, value_name = "N", value_parser = positive, default_value = "3")]
     repeats: usize,
     /// Write the results to DIR/DATE-DEVICE/step.json
     #[arg(long, value_name = "DIR")]
@@ -204,9 +204,8 @@ impl Report {
         let Some(dir) = &args.rows.result_dir else { return Ok(()) };
         let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
         let device: String = self.device.chars().map(plain).collect();
-        let folder = dir.join(format!("{}-{}", date(SystemTime::now()), device.trim_matches('-')));
-        std::fs::create_dir_all(&folder)
-            .with_context(|| format!("{} can't be made", folder.display()))?;
+        let name = format!("{}-{}", date(SystemTime::now()), device.trim_matches('-'));
+        let folder = new_folder(&dir.join(name))?;
         let path = folder.join("step.json");
         let text = serde_json::to_string_pretty(&self.json)?;
         std::fs::write(&path, text + "\n")

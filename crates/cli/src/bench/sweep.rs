@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum as _};
 use serde_json::Value;
 use stallfree_bench::metrics::ATTAINMENT_TARGET;
-use stallfree_bench::{StoredResult, stamp};
+use stallfree_bench::{StoredResult, new_folder, stamp};
 use stallfree_core::{Clock as _, WallClock};
 
 use super::run::{execute, save};
@@ -83,11 +83,7 @@ pub(crate) fn run(args: &SweepArgs, environment: &Environment) -> Result<()> {
         let lines: String = points.iter().map(|point| point.command_line() + "\n").collect();
         return Ok(console::print(lines)?);
     }
-    let folder = args.sweep_dir.clone().unwrap_or_else(|| {
-        let time = (!plan.modes.is_empty()).then(|| format!("_{}", stamp(SystemTime::now())));
-        Path::new("results/sweeps").join(plan.name.clone() + &time.unwrap_or_default())
-    });
-    fs::create_dir_all(&folder).with_context(|| format!("{}", folder.display()))?;
+    let folder = folder(args, &plan)?;
     fs::write(folder.join("command.txt"), console::command_line() + "\n")?;
     // A wrong flag shows before the first run, not after hours.
     for point in &points {
@@ -98,6 +94,21 @@ pub(crate) fn run(args: &SweepArgs, environment: &Environment) -> Result<()> {
     report::write(&plan, &results.collect::<Result<Vec<_>>>()?, args.atta_target / 100.0, &folder)?;
     console::note(format_args!("Results: {}", folder.display()));
     Ok(())
+}
+
+/// Makes the folder of the results, or finds that of a sweep that was cut off. With modes each sweep has a new one.
+fn folder(args: &SweepArgs, plan: &Plan) -> Result<PathBuf> {
+    let sweeps = Path::new("results/sweeps");
+    let folder = match &args.sweep_dir {
+        Some(folder) => folder.clone(),
+        None if plan.modes.is_empty() => sweeps.join(&plan.name),
+        None => {
+            let name = format!("{}_{}", plan.name, stamp(SystemTime::now()));
+            return Ok(new_folder(&sweeps.join(name))?);
+        }
+    };
+    fs::create_dir_all(&folder).with_context(|| format!("{}", folder.display()))?;
+    Ok(folder)
 }
 
 fn run_missing(points: &[Point], folder: &Path, environment: &Environment) -> Result<()> {

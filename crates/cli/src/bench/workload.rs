@@ -12,6 +12,8 @@ use stallfree_bench::workload::{
 };
 use stallfree_tokenizer::Tokenizer;
 
+use crate::args::positive;
+
 /// Which requests come.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Workload")]
@@ -32,10 +34,10 @@ pub(crate) struct WorkloadArgs {
     #[arg(long, value_name = "LENGTHS", alias = "sharegpt-output-len")]
     pub(crate) output_len: Option<Lengths>,
     /// Mean prompt length of the random data set
-    #[arg(long, value_name = "N", default_value_t = 1024)]
+    #[arg(long, value_name = "N", value_parser = positive, default_value = "1024")]
     pub(crate) random_input_len: usize,
     /// Mean output length of the random data set
-    #[arg(long, value_name = "N", default_value_t = 128)]
+    #[arg(long, value_name = "N", value_parser = positive, default_value = "128")]
     pub(crate) random_output_len: usize,
     /// How far both spread: from 1 - RATIO to 1 + RATIO times the mean
     #[arg(long, value_name = "RATIO", default_value_t = 0.0)]
@@ -43,7 +45,8 @@ pub(crate) struct WorkloadArgs {
     /// Tokens that all prompts begin with, on top of their own
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) random_prefix_len: usize,
-    /// Cut requests to this many tokens, prompt and output in proportion
+    /// Cut requests to this many tokens, prompt and output in proportion. What the model allows cuts
+    /// them in any case where the engine is in this process; how many it cuts is said
     #[arg(long, value_name = "N")]
     pub(crate) max_total_len: Option<usize>,
     /// Decides lengths, times and tokens
@@ -92,7 +95,7 @@ pub(crate) struct ArrivalArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 0.0)]
     pub(crate) replay_jitter: f64,
     /// Most requests under way; with an infinite rate, a closed loop of so many clients
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = positive)]
     pub(crate) max_concurrency: Option<usize>,
 }
 

@@ -93,7 +93,7 @@ pub(super) fn steps(args: &FitArgs, path: &Path, config: &InstanceConfig) -> Res
     } else {
         let engine = spawn(built)?;
         // What is only done once, such as choosing algorithms for a shape, is not a step's time: the first round does not count.
-        let rounds = args.repeats.max(1) + 1;
+        let rounds = args.repeats + 1;
         let total = rounds * rows.iter().map(|row| row.count).sum::<usize>();
         let mut done = 0;
         let mut bar = RunProgress::start("Measuring", total, args.no_progress);

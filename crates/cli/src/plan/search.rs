@@ -8,7 +8,7 @@ use stallfree_core::lock;
 
 use super::PlanArgs;
 use super::placement::{Fleet, Placement};
-use super::rate::highest;
+use super::rate::{Highest, Outcome, highest};
 use super::trial::{Bench, LOWEST, Part, Tried};
 use crate::args::ReplicaSpec;
 use crate::bench::RunProgress;
@@ -31,8 +31,8 @@ pub(super) struct Ranked {
     pub(super) placement: Placement,
     /// Requests a second, by its instances taken one by one.
     pub(super) estimate: f64,
-    /// Requests a second by simulation of the whole; 0 if none.
-    pub(super) rate: f64,
+    /// Requests a second by simulation of the whole.
+    pub(super) found: Highest,
     /// What it is like at that rate.
     pub(super) tried: Option<Tried>,
 }
@@ -40,7 +40,7 @@ pub(super) struct Ranked {
 impl Found {
     /// Returns the best placement that serves at all.
     pub(super) fn best(&self) -> Option<&Ranked> {
-        self.placements.first().filter(|best| best.rate > 0.0)
+        self.placements.first().filter(|best| best.found.rate > 0.0)
     }
 }
 
@@ -79,7 +79,10 @@ pub(super) fn run(bench: &Bench<'_>, args: &PlanArgs) -> Result<Found> {
     let mut placements = placements.collect::<Result<Vec<Ranked>>>()?;
     // Fewer GPUs and, of those, the plainer one where rates are the same.
     placements.sort_by(|a, b| {
-        b.rate.total_cmp(&a.rate).then(a.placement.num_gpus().cmp(&b.placement.num_gpus()))
+        b.found
+            .rate
+            .total_cmp(&a.found.rate)
+            .then(a.placement.num_gpus().cmp(&b.placement.num_gpus()))
     });
     Ok(Found { placements, left_out, num_combined })
 }
@@ -126,11 +129,11 @@ fn measure(
     let apart = Placement::Apart { prefill: one, decode: one };
     let rate = |placement: Placement, part| -> Result<f64> {
         let config = bench.deployment(&placement.deployment(args), part)?;
-        let found = highest(1.0, LOWEST, |rate| -> Result<bool> {
-            Ok(bench.is_enough(part, &bench.attempt(&config, part, rate)?))
+        let found = highest(1.0, LOWEST, |rate| -> Result<Outcome> {
+            Ok(bench.judge(part, &bench.attempt(&config, part, rate)?))
         });
         progress.step(&one.to_string());
-        found
+        Ok(found?.rate)
     };
     Ok(Instance {
         spec,
@@ -189,15 +192,15 @@ fn simulate(
 ) -> Result<Ranked> {
     let config = bench.deployment(&placement.deployment(args), Part::Whole)?;
     let mut at_best = None;
-    let rate = highest(estimate, LOWEST, |rate| -> Result<bool> {
+    let found = highest(estimate, LOWEST, |rate| -> Result<Outcome> {
         let tried = bench.attempt(&config, Part::Whole, rate)?;
-        let holds = bench.is_enough(Part::Whole, &tried);
-        if holds {
+        let outcome = bench.judge(Part::Whole, &tried);
+        if outcome != Outcome::Fails {
             at_best = Some(tried);
         }
-        Ok(holds)
+        Ok(outcome)
     })?;
-    Ok(Ranked { placement, estimate, rate, tried: at_best })
+    Ok(Ranked { placement, estimate, found, tried: at_best })
 }
 
 /// How far a search is.

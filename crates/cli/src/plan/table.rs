@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use super::SearchArgs;
+use super::rate::Highest;
 use super::search::Found;
 use super::trial::Bench;
 
@@ -9,18 +11,14 @@ use super::trial::Bench;
 const HEAD: &str = "req/s   a GPU   estimate   TTFT %   TPOT %   longest gap   placement (GPUs)";
 
 /// Returns the table.
-pub(super) fn of(bench: &Bench<'_>, found: &Found, num_gpus: usize) -> String {
+pub(super) fn of(bench: &Bench<'_>, found: &Found, args: &SearchArgs) -> String {
+    let SearchArgs { num_gpus, ttft_slo, tpot_slo, atta_target, .. } = *args;
     let mut text = String::new();
     // Writing to a string can't fail.
     let _ = writeln!(
         text,
-        "{} on {num_gpus} x {}, {}: {:.0} % of requests with TTFT <= {:.0} ms and TPOT <= {:.0} ms",
-        bench.model,
-        bench.gpu,
-        bench.workload,
-        bench.target * 100.0,
-        bench.slo.ttft * 1e3,
-        bench.slo.tpot * 1e3,
+        "{} on {num_gpus} x {}, {}: {atta_target} % of requests with TTFT <= {ttft_slo} ms and TPOT <= {tpot_slo} ms",
+        bench.model, bench.gpu, bench.workload,
     );
     let _ = writeln!(
         text,
@@ -29,7 +27,8 @@ pub(super) fn of(bench: &Bench<'_>, found: &Found, num_gpus: usize) -> String {
         found.placements.len()
     );
     for ranked in &found.placements {
-        let (rate, each) = (ranked.rate, ranked.rate / num_gpus as f64);
+        let Highest { rate, .. } = ranked.found;
+        let each = rate / num_gpus as f64;
         let _ = write!(text, "{rate:5.2} {each:7.3} {:10.2}", ranked.estimate);
         let _ = match &ranked.tried {
             Some(tried) => {
@@ -41,6 +40,15 @@ pub(super) fn of(bench: &Bench<'_>, found: &Found, num_gpus: usize) -> String {
             None => write!(text, " {:>8} {:>8} {:>13}", "-", "-", "-"),
         };
         let _ = writeln!(text, "   {} ({})", ranked.placement, ranked.placement.num_gpus());
+    }
+    if found.placements.iter().any(|ranked| !ranked.found.is_limited) {
+        let unlimited = found.placements.iter().filter(|ranked| !ranked.found.is_limited);
+        let names: Vec<String> = unlimited.map(|ranked| ranked.placement.to_string()).collect();
+        let _ = writeln!(
+            text,
+            "no limit was reached, and the rate is the least that it can be, for {}: all requests came at once",
+            names.join("; ")
+        );
     }
     for reason in &found.left_out {
         let _ = writeln!(text, "left out {reason}");

@@ -14,6 +14,7 @@ use stallfree_sim::{Factors, Gpu};
 use stallfree_worker::KvSize;
 
 use super::PlanArgs;
+use super::rate::Outcome;
 use crate::args::DeploymentArgs;
 use crate::bench::{Rate, count_tokens};
 use crate::config::{DeploymentConfig, DeviceConfig, InstanceConfig};
@@ -27,6 +28,9 @@ pub(super) const LOWEST: f64 = 0.01;
 /// one request's life says little of what can be served for long.
 const NUM_PROMPTS: usize = 400;
 const SECONDS: f64 = 60.0;
+
+/// And no more for each instance than so many, where a high rate would make a minute millions of them.
+const MOST_PROMPTS: usize = 10_000;
 
 /// Where placements are tried.
 #[derive(Debug)]
@@ -61,6 +65,8 @@ pub(super) struct Tried {
     pub(super) attained: Attained,
     /// Stalls.
     pub(super) stalls: Stalls,
+    /// Whether all requests came before anything that counts had happened to one: a higher rate would be no other trial.
+    is_all_at_once: bool,
 }
 
 impl<'a> Bench<'a> {
@@ -91,6 +97,11 @@ impl<'a> Bench<'a> {
         let (model, gpu) = (found.name().to_owned(), device.gpu.name.clone());
         let (path, workload) = (found.path, recipe.generate()?.name);
         Ok(Self { args, environment, path, recipe, slo, target, model, gpu, workload })
+    }
+
+    /// Returns the model's name if it stands for one that is not here: `serve` needs that one's files.
+    pub(super) fn stand_in(&self) -> Option<&str> {
+        (!self.path.exists()).then_some(&*self.model)
     }
 
     /// Returns where the model is.
@@ -142,7 +153,7 @@ impl<'a> Bench<'a> {
         let share = if part == Part::Whole { deployment.instances.len() } else { 1 };
         let num_requests = match recipe.num_requests {
             Some(count) => count * share,
-            None => (NUM_PROMPTS * share).max((rate * SECONDS) as usize),
+            None => ((rate * SECONDS) as usize).clamp(NUM_PROMPTS * share, MOST_PROMPTS * share),
         };
         recipe.num_requests = Some(num_requests);
         let mut workload = recipe.generate()?;
@@ -152,21 +163,28 @@ impl<'a> Bench<'a> {
         let ran = in_virtual_time(&mut *engines, &workload, &run, &recorder, &mut |_| {});
         let metrics: Vec<SloMetric> = ran.requests.iter().map(SloMetric::from).collect();
         let gaps = Distribution::new(token_gaps(&ran.requests));
+        // A first token takes no time where only what follows it is tried.
+        let num_tokens = if part == Part::Decode { 2 } else { 1 };
         Ok(Tried {
             attained: attained(&metrics, self.slo),
             stalls: Stalls::find(&ran.requests, &gaps, Stalls::FACTOR),
+            is_all_at_once: ran.is_all_at_once(num_tokens),
         })
     }
 
-    /// Returns whether enough requests were within what counts for a part.
-    pub(super) fn is_enough(&self, part: Part, tried: &Tried) -> bool {
+    /// Says whether enough requests were within what counts for a part.
+    pub(super) fn judge(&self, part: Part, tried: &Tried) -> Outcome {
         let Attained { both, ttft, tpot } = tried.attained;
         let share = match part {
             Part::Whole => both,
             Part::Prefill => ttft,
             Part::Decode => tpot,
         };
-        share >= self.target
+        match share >= self.target {
+            true if tried.is_all_at_once => Outcome::AtOnce,
+            true => Outcome::Holds,
+            false => Outcome::Fails,
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The binary as a user starts it, with a tiny model.
 
 mod admin;
+mod bench;
 mod deployments;
 mod experiments;
 mod instances;

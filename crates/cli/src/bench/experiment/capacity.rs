@@ -9,6 +9,8 @@ use super::generation_stalls::YI;
 use super::lab::{Arriving, Deployment, Lab, LengthsFrom, Load, Policy};
 use super::latency_throughput::{FALCON, LLAMA, MISTRAL};
 use super::table::Table;
+use crate::bench::run::Ran;
+use crate::console;
 
 /// The most that half of the requests may wait for their first chunk, in seconds.
 const MAX_DELAY: f64 = 2.0;
@@ -78,6 +80,7 @@ pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
         ("papers", LengthsFrom::Arxiv, 16_384, 0.5),
     ];
     let cases = lab.cases(&CASES);
+    let wanted = lab.chosen(POLICIES, |name| name);
     for (dataset, lengths, max_model_len, share) in lab.chosen(datasets, |dataset| dataset.0) {
         for (limit_name, factor) in lab.chosen(LIMITS, |limit| limit.0) {
             let mut bars = POLICIES.map(|_| Vec::new());
@@ -90,7 +93,7 @@ pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
                     Policy::new(POLICIES[2], 128, chunk),
                 ];
                 let mut found = [None; POLICIES.len()];
-                for policy in lab.chosen(policies, |policy| policy.name) {
+                for policy in policies.into_iter().filter(|policy| wanted.contains(&policy.name)) {
                     let (deployment, lengths) = (&case.deployment, lengths.clone());
                     let search =
                         Search { deployment, policy: &policy, lengths, max_model_len, limit };
@@ -273,15 +276,20 @@ impl Search<'_> {
                 arrivals: Arriving::Poisson(rate),
                 max_model_len: self.max_model_len,
             };
-            let summary = lab.try_out(self.deployment, self.policy, &load)?.summary;
+            let Ran { outcome, summary, .. } = lab.try_out(self.deployment, self.policy, &load)?;
             let trial = Trial {
                 rate,
                 p99_tbt: summary.itl.quantile(0.99),
                 median_scheduling_delay: summary.scheduling_delay.quantile(0.5),
+                is_all_at_once: outcome.is_all_at_once(1),
             };
             trials.push((rate, summary));
             Ok(trial)
         })?;
-        Ok(Found { rate: found.rate.unwrap_or_default(), trials })
+        let rate = found.rate.unwrap_or_default();
+        if !found.is_limited {
+            console::note(format_args!("No limit was reached: at least {rate} requests a second"));
+        }
+        Ok(Found { rate, trials })
     }
 }

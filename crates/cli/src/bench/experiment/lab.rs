@@ -263,6 +263,9 @@ impl<'a> Lab<'a> {
         let BenchCommand::Run(args) = bench.command else {
             bail!("`{line}` is not a bench run");
         };
+        if self.num_runs == 0 {
+            self.check_only()?;
+        }
         self.num_runs += 1;
         let path = self.output.join(format!("kept/{}.json", self.num_runs));
         if let Some(ran) = kept::find(&path, &line, &args).transpose().filter(|_| self.args.resume)
@@ -364,16 +367,21 @@ impl<'a> Lab<'a> {
         fs::write(&path, text).with_context(|| format!("{} can't be written", path.display()))
     }
 
-    /// Says where everything is, and which of the user's names meant nothing.
-    pub(super) fn close(self) {
+    /// Makes sure that each of the user's names means something. Experiments choose of all kinds before their first run.
+    fn check_only(&self) -> Result<()> {
         let names = self.names.borrow();
-        for wanted in self.args.only.iter().filter(|wanted| !names.contains(*wanted)) {
-            let names: Vec<&str> = names.iter().map(|name| &**name).collect();
-            console::note(format_args!(
-                "--only: nothing is called {wanted}; there are {}",
-                names.join(", ")
-            ));
+        let Some(wanted) = self.args.only.iter().find(|wanted| !names.contains(*wanted)) else {
+            return Ok(());
+        };
+        if names.is_empty() {
+            bail!("--only {wanted}: this experiment has nothing to choose from");
         }
+        let names: Vec<&str> = names.iter().map(|name| &**name).collect();
+        bail!("--only: nothing is called {wanted}; there are {}", names.join(", "))
+    }
+
+    /// Says where everything is.
+    pub(super) fn close(self) {
         console::note(format_args!("{} runs; results: {}", self.num_runs, self.output.display()));
     }
 }

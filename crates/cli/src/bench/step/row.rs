@@ -74,7 +74,7 @@ impl Decode {
         let Self { batch, context, len } = *self;
         let mut windows = Vec::new();
         let mut last = None;
-        for _ in 0..repeats.max(1) {
+        for _ in 0..repeats {
             let prompts = (0..batch).map(|_| driver.prompt(context)).collect();
             let outcome = driver.run(prompts, len, None)?;
             windows.push(Window::new(&outcome));
@@ -263,7 +263,7 @@ impl Prefill {
         let mut times = Vec::new();
         let mut last = None;
         // The first run of a shape chooses algorithms, which serving does once.
-        for run in 0..=repeats.max(1) {
+        for run in 0..=repeats {
             let prompts = (0..count).map(|_| driver.prompt(len)).collect();
             let outcome = driver.run(prompts, 1, None)?;
             let done = outcome.answers.iter().map(|answer| answer.last).max();
