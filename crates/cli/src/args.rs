@@ -72,7 +72,7 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 pub(crate) struct ChatArgs {
     /// Chat with the server at this address instead of loading a model here
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", conflicts_with = "model")]
     pub(crate) url: Option<String>,
     /// API key of that server
     #[arg(long, env = "OPENAI_API_KEY", hide_env_values = true, requires = "url")]
@@ -81,10 +81,10 @@ pub(crate) struct ChatArgs {
     #[arg(long, value_name = "TEXT")]
     pub(crate) system: Option<String>,
     /// Most tokens of an answer [default: up to the model's length]
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max_tokens: Option<u32>,
     /// Sampling temperature [default: the model's]
-    #[arg(long)]
+    #[arg(long, value_parser = number::temperature)]
     pub(crate) temperature: Option<f32>,
     /// The model, for a chat without a server.
     #[command(flatten)]

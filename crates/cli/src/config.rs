@@ -24,6 +24,9 @@ use crate::args::{
 };
 use crate::environment::Environment;
 
+/// More threads than any machine has cores; the system runs out of memory maps at some ten thousand.
+const MAX_THREADS: usize = 4096;
+
 pub(crate) use deployment::{DeploymentConfig, GateArgs, SIMULATED_ALONE};
 
 /// How to start an engine.
@@ -102,7 +105,7 @@ impl Nodes {
 pub(crate) enum DeviceConfig {
     /// On the CPU.
     Cpu(CpuConfig),
-    /// On the first NVIDIA GPU.
+    /// On NVIDIA GPUs, from the first on.
     Cuda(GpuConfig),
     /// Nowhere: on GPUs whose step times are predicted.
     Sim(SimDevice),
@@ -193,7 +196,7 @@ pub(crate) enum GenerationFrom {
 /// The most tokens a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TokenBudget {
-    /// As many as the device computes in half a second, measured at start.
+    /// As many as a CPU computes in half a second, measured at start; 2,048 elsewhere.
     Measured,
     /// So many.
     Exactly(usize),
@@ -422,6 +425,9 @@ fn cpu(dtype: Dtype, cache: &CacheArgs) -> Result<CpuConfig> {
     let mut cpu = CpuConfig::default();
     match cache.threads {
         Some(0) => bail!("--threads must be at least 1"),
+        Some(threads) if threads > MAX_THREADS => {
+            bail!("--threads is {threads}, but must be at most {MAX_THREADS}")
+        }
         Some(threads) => cpu.num_threads = threads,
         None => {}
     }

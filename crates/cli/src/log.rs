@@ -17,6 +17,8 @@ pub(crate) fn start(filter: &str) {
         .with_target(false)
         .with_ansi(console::is_interactive())
         .with_writer(std::io::stderr)
+        // A line that can't be written is lost: to complain about it on the same stream would panic.
+        .log_internal_errors(false)
         .init();
 }
 

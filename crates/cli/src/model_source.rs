@@ -64,6 +64,9 @@ pub(crate) fn find(
         (WeightsFrom::Files, _) => Weights::Any,
     };
     let Some(named) = args.model.as_deref().or(args.model_flag.as_deref()) else {
+        if args.load_format == LoadFormat::Safetensors {
+            bail!("--load-format safetensors: the default model is a GGUF file; name a MODEL");
+        }
         return find_default(args.revision.as_deref(), weights, environment);
     };
     let path = Path::new(named);
@@ -113,6 +116,12 @@ fn on_disk(path: &Path, format: LoadFormat) -> Result<PathBuf> {
     let wants_gguf = format == LoadFormat::Gguf
         || format == LoadFormat::Auto && !path.join("config.json").exists();
     let gguf = if wants_gguf && path.is_dir() { hub_cache::only_gguf(path) } else { None };
+    if format == LoadFormat::Gguf && !is_gguf && gguf.is_none() {
+        bail!(
+            "--load-format gguf: {} is no .gguf file, nor a folder with just one",
+            path.display()
+        );
+    }
     Ok(gguf.unwrap_or_else(|| path.to_owned()))
 }
 

@@ -2,7 +2,7 @@
 //!
 //! The driver and its libraries are found at run time: nothing here needs a toolkit to build, and [`probe`] says what a machine
 //! has without failing where there is nothing. This crate knows bytes and launches; it does not know tensors, models or steps.
-//! Next on the main path: `kernels/src/cuda`, which launches kernels through it.
+//! `kernels/src/cuda` launches kernels through it.
 #![expect(unsafe_code, reason = "calls the CUDA driver and its libraries")]
 
 mod blas;

@@ -1,7 +1,7 @@
 //! Keeps the queues, the sequences and their blocks, and asks the policy for the next step.
 //!
-//! It knows neither the device nor what tokens mean: the engine tells it what was sampled and which sequences are done. The
-//! next file on the main path is `policy/sarathi.rs`.
+//! It knows neither the device nor what tokens mean: the engine tells it what was sampled and which sequences are done.
+//! Policies are in `policy/`.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 

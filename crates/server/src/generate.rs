@@ -1,7 +1,7 @@
 //! The generation loop that both endpoints share: a request goes to the engine, its choices' deltas come back.
 //!
 //! It knows nothing of JSON or HTTP. Dropping a [`Generation`], as happens when the client leaves, cancels all its sequences.
-//! Next on the main path: the tokenizer crate, which `choice` uses on the way back, and the engine's `engine.rs`.
+//! On the main path after `routes/chat.rs`, before the tokenizer's `tokenizer.rs`, which `choice` uses on the way back.
 
 use std::future::poll_fn;
 use std::sync::Arc;

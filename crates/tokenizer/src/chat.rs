@@ -1,7 +1,7 @@
 //! Chat templates: a conversation to the text that its model was trained on.
 //!
 //! Templates are Jinja, written for Python. Here they run on minijinja with the functions, filters and string methods that
-//! published templates use. Next on the main path: `tokenizer.rs`, which encodes the text.
+//! published templates use.
 
 mod content;
 mod functions;

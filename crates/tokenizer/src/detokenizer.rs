@@ -1,7 +1,7 @@
 //! Tokens to text, one token at a time.
 //!
-//! A token may end in the middle of a character, so what is emitted lags behind by at most three bytes. Next on the main
-//! path: `stop.rs`.
+//! A token may end in the middle of a character, so what is emitted lags behind by at most three bytes. `stop.rs` looks
+//! for stop strings in what it emits.
 
 use std::sync::Arc;
 

@@ -1,7 +1,8 @@
 //! A vocabulary with its rules: text to tokens, tokens to bytes.
 //!
 //! Encoding is the `tokenizers` crate's. Decoding is ours: every token's bytes are laid out once when the vocabulary is
-//! loaded, so that decoding is a copy and a streamed text equals the whole one. Next on the main path: `detokenizer.rs`.
+//! loaded, so that decoding is a copy and a streamed text equals the whole one. On the main path after the server's `generate.rs`,
+//! before the engine's `engine.rs`; `detokenizer.rs` beside it is the way back.
 
 mod pieces;
 

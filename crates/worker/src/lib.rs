@@ -1,4 +1,4 @@
-//! One rank: batch in, forward pass, sampled tokens out.
+//! The ranks of a model: batches in, forward passes, sampled tokens out.
 
 mod cpu;
 mod cuda;

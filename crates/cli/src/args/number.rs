@@ -58,6 +58,15 @@ pub(crate) fn share(text: &str) -> Result<f64, String> {
     share.ok_or_else(|| format!("'{text}' is not a share such as 0.9: more than 0, at most 1"))
 }
 
+/// Reads a sampling temperature: 0 or more.
+///
+/// # Errors
+/// A sentence that says so.
+pub(crate) fn temperature(text: &str) -> Result<f32, String> {
+    let temperature = text.parse().ok().filter(|t: &f32| *t >= 0.0 && t.is_finite());
+    temperature.ok_or_else(|| format!("'{text}' is not a temperature such as 0.7: 0 or more"))
+}
+
 /// Reads milliseconds: more than 0.
 ///
 /// # Errors

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{ArgAction, Args, ValueEnum};
 
 use super::deployment::DeploymentArgs;
@@ -120,7 +121,7 @@ pub(crate) struct SchedulerArgs {
     #[arg(long, value_name = "N", value_parser = positive, default_value = "256")]
     pub(crate) max_num_seqs: usize,
     /// Most tokens computed in a step (2k, 2K)
-    /// [default: as many as this machine computes in 0.5 s]
+    /// [default: 2048; on the CPU alone, as many as it computes in 0.5 s]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub(crate) max_num_batched_tokens: Option<usize>,
     /// Most tokens of one prompt in a step; 0 sets no limit
@@ -259,10 +260,10 @@ pub(crate) struct ServerArgs {
     #[arg(long, default_value_t = 8000)]
     pub(crate) port: u16,
     /// Keys that clients must send one of [env: VLLM_API_KEY, STALLFREE_API_KEY]
-    #[arg(long, value_name = "KEY", num_args = 1.., action = ArgAction::Append)]
+    #[arg(long, value_name = "KEY", num_args = 1.., action = ArgAction::Append, value_parser = NonEmptyStringValueParser::new())]
     pub(crate) api_key: Vec<String>,
     /// Names that clients may call the model [default: MODEL]
-    #[arg(long, value_name = "NAME", num_args = 1.., action = ArgAction::Append)]
+    #[arg(long, value_name = "NAME", num_args = 1.., action = ArgAction::Append, value_parser = NonEmptyStringValueParser::new())]
     pub(crate) served_model_name: Vec<String>,
     /// Origins that browsers may call from, as a JSON list
     #[arg(long, value_name = "JSON", default_value = r#"["*"]"#)]

@@ -130,6 +130,8 @@ fn what_is_unknown_or_wrong_is_named() {
     check_refused("--scheduler-config chunk", &["KEY=VALUE"]);
     check_refused("--dtype int3", &["int3", "bfloat16"]);
     check_refused("a --model b", &["cannot be used with"]);
+    check_refused("--api-key=", &["--api-key"]);
+    check_refused("--served-model-name=", &["--served-model-name"]);
     check_refused("--max-model-len 1e4", &["25.6k"]);
 }
 
@@ -138,6 +140,10 @@ fn other_commands_keep_their_words() {
     let parsed = parse(["stallfree", "chat", "--system", "enforce_eager"].map(Into::into)).unwrap();
     let Command::Chat(chat) = parsed.cli.command else { panic!("{parsed:?}") };
     assert_eq!(chat.system.as_deref(), Some("enforce_eager"));
+    for wrong in ["--max-tokens=0", "--temperature=nan", "--temperature=-1", "--url=http://h a"] {
+        let argv = ["stallfree", "chat"].into_iter().chain(wrong.split(' '));
+        assert!(parse(argv.map(Into::into)).is_err(), "{wrong}");
+    }
     assert!(
         parse(["stallfree", "serv"].map(Into::into)).unwrap_err().to_string().contains("serve")
     );

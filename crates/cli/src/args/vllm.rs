@@ -36,11 +36,15 @@ use Answer::{NoEffect, Only, Refused};
 use Values::{Many, None as Flag, One};
 
 const BY_POLICY: &str = "the scheduling policy decides; see --scheduler";
-const NO_GRAPHS: &str = "there is no compilation step and no graph to capture on this device";
+const NO_GRAPHS: &str = "kernels are compiled for the model, and graphs recorded where the device has them; see --enforce-eager";
 const NO_TOOLS: &str = "tool calls are not supported yet; requests with tools are refused";
 const LORA: Answer = Refused("LoRA adapters are not supported");
-const MULTI_DEVICE: Answer = Only(&["1"], "more than one device is not supported yet");
-const ONE_NODE: Answer = NoEffect("there is one node");
+const REPLICAS: Answer =
+    Only(&["1"], "pass --replica-spec for several instances behind one server");
+const NO_CONTEXT_PARALLEL: Answer =
+    Only(&["1"], "contexts are not split over GPUs; see --tensor-parallel-size");
+const NO_DATA_PARALLEL: Answer =
+    NoEffect("instances are set with --replica-spec, or join a server by `stallfree instance`");
 const NO_EXPERTS: Answer = NoEffect("there are no mixture-of-experts models");
 const NO_MAMBA: Answer = NoEffect("there are no state-space layers");
 const GENERATION: &str = "only generation is supported";
@@ -49,7 +53,7 @@ const NO_TRACES: Answer = NoEffect("traces are not exported");
 const MULTI_MODAL: Answer = NoEffect("models are text-only");
 const SPECULATION: &str = "speculative decoding is not supported; answers are the same without it";
 const TLS: Answer = Refused("TLS is not supported; put a proxy that speaks it in front");
-const OFFLOAD: Answer = NoEffect("weights and KV cache are in host memory already");
+const OFFLOAD: Answer = NoEffect("weights and KV cache stay in the device's memory");
 
 /// vLLM's flags beside those in [`super::serve`].
 const FLAGS: &[(&str, Values, Answer)] = &[
@@ -111,18 +115,18 @@ const FLAGS: &[(&str, Values, Answer)] = &[
     ("scheduler-reserve-full-isl", Flag, NoEffect(BY_POLICY)),
     ("seed", One, NoEffect("requests that bring a seed repeat; others draw their own")),
     ("stream-interval", One, NoEffect("every token is sent when it is there")),
-    ("data-parallel-size", One, MULTI_DEVICE),
-    ("decode-context-parallel-size", One, MULTI_DEVICE),
-    ("prefill-context-parallel-size", One, MULTI_DEVICE),
-    ("data-parallel-size-local", One, MULTI_DEVICE),
-    ("data-parallel-rank", One, ONE_NODE),
-    ("data-parallel-start-rank", One, ONE_NODE),
-    ("data-parallel-address", One, ONE_NODE),
-    ("data-parallel-rpc-port", One, ONE_NODE),
-    ("data-parallel-backend", One, ONE_NODE),
-    ("data-parallel-hybrid-lb", Flag, ONE_NODE),
-    ("data-parallel-external-lb", Flag, ONE_NODE),
-    ("distributed-timeout-seconds", One, ONE_NODE),
+    ("data-parallel-size", One, REPLICAS),
+    ("decode-context-parallel-size", One, NO_CONTEXT_PARALLEL),
+    ("prefill-context-parallel-size", One, NO_CONTEXT_PARALLEL),
+    ("data-parallel-size-local", One, REPLICAS),
+    ("data-parallel-rank", One, NO_DATA_PARALLEL),
+    ("data-parallel-start-rank", One, NO_DATA_PARALLEL),
+    ("data-parallel-address", One, NO_DATA_PARALLEL),
+    ("data-parallel-rpc-port", One, NO_DATA_PARALLEL),
+    ("data-parallel-backend", One, NO_DATA_PARALLEL),
+    ("data-parallel-hybrid-lb", Flag, NO_DATA_PARALLEL),
+    ("data-parallel-external-lb", Flag, NO_DATA_PARALLEL),
+    ("distributed-timeout-seconds", One, NoEffect("a lost node is noticed within seconds")),
     ("enable-expert-parallel", Flag, NO_EXPERTS),
     ("enable-eplb", Flag, NO_EXPERTS),
     ("eplb-config", One, NO_EXPERTS),
@@ -130,13 +134,21 @@ const FLAGS: &[(&str, Values, Answer)] = &[
     ("all2all-backend", One, NO_EXPERTS),
     ("moe-backend", One, NO_EXPERTS),
     ("enable-return-routed-experts", Flag, Refused("there are no mixture-of-experts models")),
-    ("enable-dbo", Flag, NoEffect("there is one device")),
-    ("dbo-decode-token-threshold", One, NoEffect("there is one device")),
-    ("dbo-prefill-token-threshold", One, NoEffect("there is one device")),
-    ("distributed-executor-backend", One, NoEffect("there is one process")),
+    ("enable-dbo", Flag, NO_EXPERTS),
+    ("dbo-decode-token-threshold", One, NO_EXPERTS),
+    ("dbo-prefill-token-threshold", One, NO_EXPERTS),
+    (
+        "distributed-executor-backend",
+        One,
+        NoEffect("ranks are threads of a process; see --nnodes for several"),
+    ),
     ("max-parallel-loading-workers", One, NoEffect("weights are mapped, not copied")),
     ("api-server-count", One, NoEffect("one process serves all connections")),
-    ("headless", Flag, Refused("there is one process, which serves HTTP")),
+    (
+        "headless",
+        Flag,
+        Refused("start a process without HTTP with `stallfree instance` or --node-rank"),
+    ),
     ("download-dir", One, Refused("set HF_HOME or STALLFREE_CACHE instead")),
     ("model-loader-extra-config", One, NoEffect("weights are mapped, not copied")),
     ("safetensors-load-strategy", One, NoEffect("weights are mapped, not copied")),
@@ -181,8 +193,8 @@ const FLAGS: &[(&str, Values, Answer)] = &[
     ("reasoning-parser-plugin", One, NoEffect("reasoning stays in the content")),
     ("response-role", One, Only(&["assistant"], "answers have the role assistant")),
     ("chat-template-content-format", One, NoEffect("found out from the template")),
-    ("kv-transfer-config", One, Refused("disaggregated serving is not supported yet")),
-    ("ec-transfer-config", One, Refused("disaggregated serving is not supported yet")),
+    ("kv-transfer-config", One, Refused("pass --mode distserve and --kv-transport instead")),
+    ("ec-transfer-config", One, Refused("models are text-only")),
     ("weight-transfer-config", One, Refused("weights can't be changed while the server runs")),
     ("kv-events-config", One, NoEffect("KV events are not published")),
     ("enable-sleep-mode", Flag, Refused("the server can't give its memory back while it runs")),

@@ -32,6 +32,8 @@ pub(super) struct Repl<A> {
     other: A,
     messages: Vec<Value>,
     system: Option<Value>,
+    /// How many messages had no answer.
+    num_failed: usize,
 }
 
 impl Repl<Client> {
@@ -44,16 +46,18 @@ impl Repl<Client> {
 impl<A: Answers> Repl<A> {
     fn with(other: A, system: Option<&str>) -> Self {
         let system = system.map(|text| json!({ "role": "system", "content": text }));
-        Self { other, messages: system.iter().cloned().collect(), system }
+        Self { other, messages: system.iter().cloned().collect(), system, num_failed: 0 }
     }
 
     /// Answers line by line until `/exit` or the input's end.
     ///
     /// # Errors
-    /// The input or output is lost; a failed answer is shown and the conversation goes on.
+    /// The input or output is lost; a failed answer is shown and the conversation goes on, and only where nobody sits at the
+    /// terminal is it an error in the end.
     pub(super) fn run(&mut self, input: &mut impl BufRead, output: &mut impl Write) -> Result<()> {
         // Piped input wants the answers alone.
-        let prompt = if io::stdin().is_terminal() { "> " } else { "" };
+        let is_piped = !io::stdin().is_terminal();
+        let prompt = if is_piped { "" } else { "> " };
         if !prompt.is_empty() {
             console::note(format_args!("Chatting with {}. {HELP}", self.other.model()));
         }
@@ -63,6 +67,11 @@ impl<A: Answers> Repl<A> {
             output.flush()?;
             line.clear();
             if input.read_line(&mut line)? == 0 {
+                anyhow::ensure!(
+                    !is_piped || self.num_failed == 0,
+                    "{} messages had no answer",
+                    self.num_failed
+                );
                 return Ok(());
             }
             match line.trim() {
@@ -80,7 +89,9 @@ impl<A: Answers> Repl<A> {
         let mut show = |piece: &str| write!(output, "{piece}").and_then(|()| output.flush());
         match self.other.answer(&self.messages, &mut show) {
             Ok(answer) => self.messages.push(json!({ "role": "assistant", "content": answer })),
+            Err(error) if error.is::<io::Error>() => return Err(error),
             Err(error) => {
+                self.num_failed += 1;
                 self.messages.pop();
                 console::note(format_args!("error: {error:#}"));
             }
@@ -121,7 +132,8 @@ mod tests {
     fn the_conversation_grows_and_can_be_reset() {
         let check = |system: Option<&str>, input: &str, expected: &str| {
             let mut output = Vec::new();
-            Repl::with(Counter, system).run(&mut input.as_bytes(), &mut output).unwrap();
+            let ran = Repl::with(Counter, system).run(&mut input.as_bytes(), &mut output);
+            assert_eq!(ran.is_err(), input.contains("fail"), "{input}");
             assert_eq!(String::from_utf8(output).unwrap(), expected, "{input}");
         };
         check(None, "a\n\nb\n", "1\n3\n");

@@ -77,6 +77,7 @@ fn what_is_on_this_machine_needs_no_network() {
         find(&flags(&[folder.path().to_str().unwrap()]), WeightsFrom::Files, &environment).unwrap();
     assert_eq!(found.path, model);
     check_fails(&environment, &[text, "--load-format=safetensors"], &["safetensors", "some.gguf"]);
+    check_fails(&environment, &["--load-format=safetensors"], &["the default model is a GGUF"]);
 
     let snapshot = environment
         .hub

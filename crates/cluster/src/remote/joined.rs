@@ -158,18 +158,20 @@ async fn connect(config: &JoinConfig) -> Result<Channel, JoinError> {
         .initial_connection_window_size(WINDOW);
     let mut left = config.patience;
     loop {
-        match endpoint.connect().await {
+        let error = match endpoint.connect().await {
             Ok(channel) => return Ok(channel),
-            Err(error) if left.is_zero() => {
-                let cause = std::error::Error::source(&error).map(ToString::to_string);
-                let reason = cause.unwrap_or_else(|| error.to_string());
-                return Err(JoinError::Unreachable { server: config.server.clone(), reason });
-            }
-            Err(_) => {
-                tokio::time::sleep(RETRY.min(left)).await;
-                left = left.saturating_sub(RETRY);
-            }
+            Err(error) => error,
+        };
+        let cause = std::error::Error::source(&error).map(ToString::to_string);
+        let reason = cause.unwrap_or_else(|| error.to_string());
+        if left.is_zero() {
+            return Err(JoinError::Unreachable { server: config.server.clone(), reason });
         }
+        if left == config.patience {
+            tracing::info!(reason, "No server yet; trying for {} s", left.as_secs());
+        }
+        tokio::time::sleep(RETRY.min(left)).await;
+        left = left.saturating_sub(RETRY);
     }
 }
 

@@ -5,8 +5,7 @@
 //! its choices to the engine and turns the tokens that come back into text (`generate.rs`, `choice.rs`). The text leaves as
 //! one body or as a stream of events (`answer.rs`, `sse.rs`).
 //!
-//! It knows nothing of scheduling and nothing of models: only [`EngineHandle`](stallfree_engine::EngineHandle). Next on the main path: `tokenizer.rs` of
-//! the tokenizer crate.
+//! It knows nothing of scheduling and nothing of models: only [`EngineHandle`](stallfree_engine::EngineHandle). Next on the main path: `generate.rs`.
 
 use axum::extract::State;
 use axum::http::HeaderMap;
