@@ -95,10 +95,8 @@ pub(crate) fn run(args: &PlanArgs, environment: &Environment) -> Result<()> {
         bail!("no placement serves {atta_target} % of requests within the objectives")
     };
     let command = command::of(best.placement, args)?;
-    if let Some(stand_in) = bench.stand_in() {
-        console::print(format_args!(
-            "\n{stand_in} stands for a folder or hub id of that model; its sizes are all that is known here\n"
-        ))?;
+    if let Some(note) = bench.stand_in() {
+        console::print(format_args!("\n{note}\n"))?;
     }
     Ok(console::print(format_args!("\n{}\n", console::quoted(command)))?)
 }

@@ -60,7 +60,7 @@ pub(crate) struct ExperimentArgs {
     /// Requests a second, instead of the paper's
     #[arg(long, value_name = "RATES", value_delimiter = ',')]
     rates: Vec<f64>,
-    /// Only these policies, data sets and limits; of a kind none of which is named, all
+    /// Only these policies, data sets, limits, deployments and figures; of a kind none of which is named, all
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     only: Vec<String>,
     /// KV blocks, instead of what memory has room for

@@ -17,7 +17,7 @@ use super::PlanArgs;
 use super::rate::Outcome;
 use crate::args::DeploymentArgs;
 use crate::bench::{Rate, count_tokens};
-use crate::config::{DeploymentConfig, DeviceConfig, InstanceConfig};
+use crate::config::{DeploymentConfig, DeviceConfig, InstanceConfig, WeightsFrom};
 use crate::environment::Environment;
 use crate::{instance, model_source};
 
@@ -99,9 +99,20 @@ impl<'a> Bench<'a> {
         Ok(Self { args, environment, path, recipe, slo, target, model, gpu, workload })
     }
 
-    /// Returns the model's name if it stands for one that is not here: `serve` needs that one's files.
-    pub(super) fn stand_in(&self) -> Option<&str> {
-        (!self.path.exists()).then_some(&*self.model)
+    /// Says what `serve` needs in place of the model's name where that is all there is.
+    pub(super) fn stand_in(&self) -> Option<String> {
+        let Self { model, path, .. } = self;
+        if path.exists() {
+            return None;
+        }
+        Some(match instance::open(path, WeightsFrom::Chance) {
+            Ok(_) => format!(
+                "{model} stands for a folder or hub id of that model; its sizes are all that is known here"
+            ),
+            Err(error) => {
+                format!("{model} can only be served with --device sim:GPU: {}", error.root_cause())
+            }
+        })
     }
 
     /// Returns where the model is.

@@ -49,7 +49,8 @@ fn what_can_not_be_is_refused_by_its_name() {
         ("generation_stalls", "there are chunked, fastertransformer, "),
         ("capacity", "there are conversations, "),
         ("chunk_size", "nothing to choose from"),
-        ("tropical", "nothing to choose from"),
+        ("tropical", "there are distserve, longbench, mooncake, multiplexing, multiplexing-edf, "),
+        ("distserve", "there are 8a, 8b, 9b, distserve, sarathi-same-steps, "),
     ] {
         let line = format!("bench experiment {name} --only sarathy --output e");
         check(&line, &["--only", "sarathy", words]);
@@ -90,4 +91,7 @@ fn what_was_changed_or_not_found_out_is_said() {
     check(&format!("{plan} --ttft-slo 1e9 --tpot-slo 1e9"), "no limit was reached", true);
     check(&format!("{plan} --ttft-slo 900.5 --tpot-slo 30"), "TTFT <= 900.5 ms", true);
     check(&format!("{plan} --ttft-slo 900.5 --tpot-slo 30"), "llama-3-8b stands for", true);
+    let opt = plan.replace("llama-3-8b", "opt-13b");
+    let only = "opt-13b can only be served with --device sim:GPU: architecture";
+    check(&format!("{opt} --ttft-slo 900 --tpot-slo 30"), only, true);
 }

@@ -88,7 +88,6 @@ const CASES: [Case; 3] = [
 ];
 
 pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
-    lab.table("latency_model", &latency_model()?)?;
     let mut summary = Table::new(&[
         "figure",
         "model",
@@ -109,7 +108,8 @@ pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
         "scale_at_rate",
         "theirs_over_vllm",
     ]);
-    for case in lab.cases(&CASES) {
+    let wanted = lab.chosen(CASES.each_ref().map(|case| case.figure), |figure| figure);
+    for case in lab.cases(&CASES).iter().filter(|case| wanted.contains(&case.figure)) {
         let groups = case.measure(lab)?;
         for group in &groups {
             for (rate, share) in group.curve(case.slo) {
@@ -130,6 +130,7 @@ pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
         }
         case.draw(lab, &groups)?;
     }
+    lab.table("latency_model", &latency_model()?)?;
     lab.table("summary", &summary)?;
     lab.table("comparison", &comparison)
 }
@@ -156,8 +157,10 @@ impl Case {
             Fleet::simple("vllm, same steps", on, &[self.colocated]).with(&vllm),
             Fleet::simple("sarathi, same steps", on, &[self.colocated]).with(&sarathi),
         ];
+        let fleets = lab.chosen(fleets, |fleet| &fleet.label);
         let (step, count) = self.rates;
         let rates: Vec<f64> = (1..=count).map(|index| step * index as f64).collect();
+        let rates = lab.rates(&rates);
         let curves = fleets.iter().map(|fleet| {
             let num_prompts = PROMPTS_PER_GPU * fleet.num_gpus;
             let flags = &["--max-model-len=2048", "--gpu-memory-utilization=0.95"];
@@ -169,7 +172,7 @@ impl Case {
     /// Puts the goodputs side by side, and the scale down to which objectives are kept.
     fn compare(&self, groups: &[Group], slo: Slo, table: &mut Table) {
         let goodput = |group: &Group| group.goodput(slo, ATTAINMENT_TARGET).last_met();
-        let base = groups.first().and_then(goodput);
+        let base = groups.iter().find(|group| group.name == "vllm").and_then(goodput);
         for group in groups {
             let own = goodput(group);
             let over = own.zip(base).map(|(own, base)| own / base);

@@ -134,15 +134,17 @@ impl<'a> Lab<'a> {
         if self.args.model.is_some() { &cases[..cases.len().min(1)] } else { cases }
     }
 
-    /// Returns those of a kind that the user wants, each with its name: all, unless some of them were named.
+    /// Returns those of a kind that the user wants, each with its name: all, unless some of them were named. On the command line
+    /// `a, b c` is called `a-b-c`.
     pub(super) fn chosen<T, const N: usize>(
         &self,
         all: [T; N],
         name: impl Fn(&T) -> &str,
     ) -> Vec<T> {
         let only = &self.args.only;
-        let is_named = |one: &T| only.iter().any(|wanted| wanted == name(one));
-        self.names.borrow_mut().extend(all.iter().map(|one| name(one).to_owned()));
+        let typed = |one: &T| name(one).replace(", ", "-").replace(' ', "-");
+        let is_named = |one: &T| only.contains(&typed(one));
+        self.names.borrow_mut().extend(all.iter().map(typed));
         let any = all.iter().any(is_named);
         all.into_iter().filter(|one| !any || is_named(one)).collect()
     }

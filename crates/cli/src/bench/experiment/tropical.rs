@@ -101,17 +101,20 @@ fn fleets() -> [Fleet; 5] {
 
 pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
     let fleets = fleets();
+    let vllm = fleets[0].clone();
+    let fleets = lab.chosen(fleets, |fleet| &fleet.label);
+    let cases = lab.chosen(CASES, |case| case.name);
     fs::create_dir_all(lab.output().join("traces"))?;
-    let alone = measure_alone(lab, &fleets[0])?;
+    let alone = measure_alone(lab, &vllm)?;
     let mut summary =
         Table::new(&["workload", "deployment", "request_rate", "both", "ttft", "tpot"]);
     let mut comparison = Table::new(&["figure", "ours", "theirs"]);
-    for case in &CASES {
+    for case in &cases {
         let mut groups: Vec<Group> = fleets
             .iter()
             .map(|fleet| Group { name: fleet.label.clone(), num_gpus: 1.0, points: Vec::new() })
             .collect();
-        for &rate in case.rates {
+        for rate in lab.rates(case.rates) {
             for seed in 0..SEEDS {
                 let path = case.write_trace(lab, rate, seed, &alone)?;
                 for (fleet, group) in fleets.iter().zip(&mut groups) {
