@@ -127,8 +127,8 @@ impl Switchboard {
                     self.free(directory, &lease);
                 }
                 Place::Instance(to, until) => {
-                    match self.lines.send(to, Command::Resume { seq: Box::new(seq), until }) {
-                        Err(Command::Resume { seq: back, .. }) => seq = *back,
+                    match self.lines.send(to, Command::Run { seq: Box::new(seq), until }) {
+                        Err(Command::Run { seq: back, .. }) => seq = *back,
                         Ok(()) | Err(_) => return None,
                     }
                     directory.lose(to);

@@ -8,7 +8,7 @@ use crate::{HandedOver, OutputSender};
 #[derive(Debug)]
 pub enum Command {
     /// Run a sequence, whether it is new or another engine has begun it. Its number is that of no other.
-    Resume {
+    Run {
         /// The sequence.
         seq: Box<HandedOver>,
         /// How far to run it.
@@ -34,7 +34,7 @@ impl Command {
     #[must_use]
     pub fn run(id: SeqId, request: Request, arrived: Time, output: OutputSender) -> Self {
         let seq = Box::new(HandedOver::new(id, request, arrived, output));
-        Self::Resume { seq, until: Until::End }
+        Self::Run { seq, until: Until::End }
     }
 }
 

@@ -120,7 +120,7 @@ impl Engine {
     fn drain(&mut self, inbox: impl IntoIterator<Item = Command>, now: Time) {
         for command in inbox {
             match command {
-                Command::Resume { seq, until } => self.resume(*seq, until),
+                Command::Run { seq, until } => self.take_on(*seq, until),
                 Command::Cancel(seq) => self.end(seq, None, FinishReason::Abort, now),
                 Command::Release(seq) => self.release(seq),
                 Command::Offer(offer) => self.expect(&offer, now),
@@ -133,7 +133,7 @@ impl Engine {
     }
 
     /// Lets a sequence wait for its turn; one that others began goes on where it was.
-    fn resume(&mut self, seq: HandedOver, until: Until) {
+    fn take_on(&mut self, seq: HandedOver, until: Until) {
         if let Some(reason) = self.dead.clone() {
             return self.refuse(seq, &reason);
         }

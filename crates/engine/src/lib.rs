@@ -37,7 +37,7 @@ pub use record::{StepChunk, StepObserver, StepRecord};
 pub use replay::Replay;
 pub use report::Report;
 pub use role::Role;
-pub use seq_output::{Admission, Finished, OutputToken, SeqOutput, SeqTimes, Stages};
+pub use seq_output::{Admitted, Finished, OutputToken, SeqOutput, SeqTimes, Stages};
 pub use stallfree_scheduler::{Ordering, Standing};
 pub use step_model::StepModel;
 pub use threaded::ThreadedEngine;

@@ -9,7 +9,7 @@ use stallfree_core::{FinishReason, Time, TokenId, TokenLogprob};
 #[derive(Clone, Debug, Default)]
 pub struct SeqOutput {
     /// Set on the first output: how the sequence was admitted.
-    pub admission: Option<Admission>,
+    pub admission: Option<Admitted>,
     /// New tokens, oldest first; one, where the reader keeps up, takes no memory of its own.
     pub tokens: SmallVec<[OutputToken; 1]>,
     /// Logprobs of further prompt tokens, if asked for, from the prompt's second token on.
@@ -24,7 +24,7 @@ pub struct SeqOutput {
 
 /// How a sequence came from waiting to running, the first time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Admission {
+pub struct Admitted {
     /// When its first chunk was scheduled.
     pub at: Time,
     /// Prompt tokens found in the prefix cache.

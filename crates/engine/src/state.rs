@@ -12,9 +12,7 @@ use stallfree_core::{
 use stallfree_scheduler::{PlannedChunk, Sequence};
 
 use crate::bell::Bell;
-use crate::{
-    Admission, Finished, HandedOver, OutputSender, OutputToken, Progress, SeqTimes, Until,
-};
+use crate::{Admitted, Finished, HandedOver, OutputSender, OutputToken, Progress, SeqTimes, Until};
 
 /// A sequence as its client sees it.
 #[derive(Debug)]
@@ -27,7 +25,7 @@ pub(crate) struct SeqState {
     pub(crate) output: OutputSender,
     pub(crate) times: SeqTimes,
     /// How the sequence was admitted, until the reader is told.
-    admission: Option<Admission>,
+    admission: Option<Admitted>,
     /// How many of the prompt's tokens have had the logprobs of the token that follows them returned.
     num_prompt_logprobs: usize,
     /// What was counted on other engines.
@@ -186,7 +184,7 @@ impl SeqState {
         if self.times.scheduled.is_none() {
             self.times.scheduled = seq.scheduled;
             let num_cached_tokens = seq.num_cached_tokens;
-            self.admission = seq.scheduled.map(|at| Admission { at, num_cached_tokens });
+            self.admission = seq.scheduled.map(|at| Admitted { at, num_cached_tokens });
         }
     }
 

@@ -210,7 +210,7 @@ impl Shared {
         }
         for command in commands {
             match command {
-                Command::Resume { seq, .. } => engine.refuse(*seq, &reason),
+                Command::Run { seq, .. } => engine.refuse(*seq, &reason),
                 Command::Cancel(_)
                 | Command::Release(_)
                 | Command::Renew(_)
@@ -275,7 +275,7 @@ impl Shared {
 
 /// Returns whether a sequence waits in a command.
 const fn adds(command: &Command) -> bool {
-    matches!(command, Command::Resume { .. })
+    matches!(command, Command::Run { .. })
 }
 
 impl State {

@@ -81,7 +81,7 @@ fn kv_that_is_none_of_the_sequence_is_not_waited_for() {
         let mut seq = HandedOver::new(SeqId(0), request, Time::ZERO, output);
         seq.kv = Some(Arc::new(kv.clone()));
         let mut wake =
-            engine.step(Time::ZERO, [Command::Resume { seq: Box::new(seq), until: Until::End }]);
+            engine.step(Time::ZERO, [Command::Run { seq: Box::new(seq), until: Until::End }]);
         while let Wake::At(at) = wake {
             wake = engine.step(at, []);
         }
@@ -114,7 +114,7 @@ fn what_lost_its_blocks_leaves_without_kv() {
         streams.push(stream);
         let request = greedy((0..8).map(|i| i + 10 * id as u32).collect(), 6);
         let seq = HandedOver::new(SeqId(id), request, Time::ZERO, output);
-        Command::Resume { seq: Box::new(seq), until }
+        Command::Run { seq: Box::new(seq), until }
     };
     let mut inbox: Vec<Command> =
         [(0, Until::End), (1, Until::NextToken)].into_iter().map(sequence).collect();

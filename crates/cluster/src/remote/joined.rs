@@ -254,7 +254,7 @@ impl Obeying {
             OrderKind::Run(run) => {
                 let output = self.uplink.open(SeqId(run.seq));
                 let (seq, until) = convert::run_in(*run, output);
-                Command::Resume { seq: Box::new(seq), until }
+                Command::Run { seq: Box::new(seq), until }
             }
             OrderKind::Cancel(seq) => Command::Cancel(SeqId(seq)),
             OrderKind::LeaveAll(()) => {
@@ -269,7 +269,7 @@ impl Obeying {
         let Some(engine) = self.engine.get() else { return };
         // An engine that takes nothing is lost, which the server hears from the uplink; a sequence's reader must not, since another
         // instance goes on with it.
-        if let Err(Command::Resume { seq, .. }) = engine.send(command) {
+        if let Err(Command::Run { seq, .. }) = engine.send(command) {
             Beyond(Arc::clone(&self.uplink)).take(*seq, Some("the engine takes nothing any more"));
         }
     }

@@ -237,7 +237,7 @@ impl Instance for RemoteInstance {
             return Err(command);
         }
         let (seq, until) = match command {
-            Command::Resume { seq, until } => (*seq, until),
+            Command::Run { seq, until } => (*seq, until),
             Command::Cancel(id) => {
                 self.order(OrderKind::Cancel(id.0));
                 return Ok(());

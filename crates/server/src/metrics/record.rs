@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use stallfree_core::Time;
-use stallfree_engine::{Admission, SeqTimes};
+use stallfree_engine::{Admitted, SeqTimes};
 
 use super::Series;
 use crate::AppState;
@@ -15,7 +15,7 @@ pub(crate) struct SequenceRecord {
     prompt_tokens: usize,
     max_tokens: usize,
     arrived: Time,
-    admission: Option<Admission>,
+    admission: Option<Admitted>,
     first_token: Option<Time>,
     last_token: Option<Time>,
     num_tokens: usize,
@@ -60,7 +60,7 @@ impl SequenceRecord {
     }
 
     /// Notes when the sequence first ran.
-    pub(crate) const fn admitted(&mut self, admission: Admission) {
+    pub(crate) const fn admitted(&mut self, admission: Admitted) {
         self.admission = Some(admission);
     }
 

@@ -8,7 +8,7 @@ use stallfree_core::{
     FinishReason, InstanceId, KvGeometry, Request, SeqId, Time, TokenId, TokenLogprob,
 };
 use stallfree_engine::{
-    Admission, EngineHandle, EngineInfo, EngineStats, Finished, Health, InstanceChange,
+    Admitted, EngineHandle, EngineInfo, EngineStats, Finished, Health, InstanceChange,
     InstanceStatus, OutputSender, OutputStream, OutputToken, SeqTimes, SubmitError, output_stream,
 };
 
@@ -102,7 +102,7 @@ impl Running {
         let mut finished = None;
         self.sender.update(|output| {
             if is_first {
-                output.admission = Some(Admission { at, num_cached_tokens: 2 });
+                output.admission = Some(Admitted { at, num_cached_tokens: 2 });
                 if let Some(num_top) = request.sampling.prompt_logprobs {
                     let rest = request.prompt.iter().skip(1);
                     output.prompt_logprobs = rest.map(|&t| logprobs(t, num_top)).collect();

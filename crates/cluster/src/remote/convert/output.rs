@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use stallfree_core::{FinishReason, SeqId, TokenLogprob};
-use stallfree_engine::{Admission, Finished, OutputToken, SeqOutput};
+use stallfree_engine::{Admitted, Finished, OutputToken, SeqOutput};
 
 use super::sequence::{times_in, times_out};
 use super::{count, nanos, time_in, time_out, wire};
 
 pub(crate) fn output_out(seq: SeqId, output: SeqOutput) -> wire::Output {
     let SeqOutput { admission, tokens, prompt_logprobs, finished, error, retry_after } = output;
-    let admission_out = |Admission { at, num_cached_tokens }| wire::Admission {
+    let admission_out = |Admitted { at, num_cached_tokens }| wire::Admission {
         at: time_out(at),
         num_cached_tokens: num_cached_tokens as u64,
     };
@@ -32,7 +32,7 @@ pub(crate) fn output_out(seq: SeqId, output: SeqOutput) -> wire::Output {
 }
 
 pub(crate) fn output_in(output: wire::Output) -> SeqOutput {
-    let admission_in = |admission: wire::Admission| Admission {
+    let admission_in = |admission: wire::Admission| Admitted {
         at: time_in(admission.at),
         num_cached_tokens: count(admission.num_cached_tokens),
     };

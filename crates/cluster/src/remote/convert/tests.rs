@@ -6,7 +6,7 @@ use stallfree_core::{
     Slo, StopRules, Time, TokenLogprob,
 };
 use stallfree_engine::{
-    Admission, EngineStats, Finished, HandedOver, OutputToken, Progress, Report, SeqOutput,
+    Admitted, EngineStats, Finished, HandedOver, OutputToken, Progress, Report, SeqOutput,
     SeqTimes, StepModel, Until, output_stream,
 };
 
@@ -109,7 +109,7 @@ fn an_output_arrives_as_it_left() {
     for output in [
         SeqOutput::default(),
         SeqOutput {
-            admission: Some(Admission { at: at(2), num_cached_tokens: 8 }),
+            admission: Some(Admitted { at: at(2), num_cached_tokens: 8 }),
             tokens: vec![token].into(),
             prompt_logprobs: vec![vec![], vec![logprob(1)]],
             finished: Some(finished(FinishReason::Stop, Some(0))),
