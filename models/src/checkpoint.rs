@@ -101,10 +101,18 @@ impl Checkpoint {
     /// Returns what the model's makers suggest for sampling.
     ///
     /// # Errors
-    /// There is a generation_config.json, but it cannot be read.
+    /// There is a generation_config.json, but it cannot be read, or has a setting that can't be sampled with.
     pub fn generation_config(&self) -> Result<GenerationDefaults, Error> {
+        GenerationDefaults::new(self.companion("generation_config.json")?.as_ref(), &self.config)
+    }
+
+    /// Returns nothing of what they suggest but the tokens that end a text.
+    ///
+    /// # Errors
+    /// There is a generation_config.json, but it cannot be read.
+    pub fn neutral_generation_config(&self) -> Result<GenerationDefaults, Error> {
         let json = self.companion("generation_config.json")?;
-        Ok(GenerationDefaults::new(json.as_ref(), &self.config))
+        Ok(GenerationDefaults::neutral(json.as_ref(), &self.config))
     }
 
     /// Returns where the tokenizer is described. Dummy weights that come without one get one whose first tokens are the bytes.

@@ -94,6 +94,30 @@ fn suggestions_for_sampling() {
 }
 
 #[test]
+fn impossible_suggestions_for_sampling_are_named() {
+    let check = |json: Value, expected: &str| {
+        let (_folder, checkpoint) = open("LlamaForCausalLM", &[("generation_config.json", json)]);
+        let error = checkpoint.generation_config().unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+        checkpoint.neutral_generation_config().unwrap();
+    };
+    check(json!({"temperature": "x"}), "temperature: must be 0 or more, not \"x\"");
+    check(json!({"temperature": -1}), "temperature");
+    check(json!({"top_p": 5}), "top_p: must be over 0 and at most 1, not 5");
+    check(json!({"min_p": -3}), "min_p");
+    check(json!({"top_k": 1.5}), "top_k");
+    check(json!({"repetition_penalty": 0}), "repetition_penalty");
+    check(json!([]), "must be an object");
+    let all = json!({"temperature": null, "top_k": -1, "max_new_tokens": 7});
+    let (_folder, checkpoint) = open("LlamaForCausalLM", &[("generation_config.json", all)]);
+    let defaults = checkpoint.generation_config().unwrap();
+    assert_eq!(
+        (defaults.temperature, defaults.top_k, defaults.max_new_tokens),
+        (None, Some(0), Some(7))
+    );
+}
+
+#[test]
 fn chat_templates_wherever_they_are() {
     let named = json!([
         {"name": "tool_use", "template": "tools"}, {"name": "default", "template": "chat"},

@@ -37,11 +37,8 @@ impl Companions {
         };
         let generation = match &config.generation {
             GenerationFrom::Model => checkpoint.generation_config()?,
-            GenerationFrom::Neutral => GenerationDefaults {
-                eos_token_ids: checkpoint.generation_config()?.eos_token_ids,
-                ..GenerationDefaults::default()
-            },
-            GenerationFrom::Json(json) => GenerationDefaults::new(Some(json), checkpoint.config()),
+            GenerationFrom::Neutral => checkpoint.neutral_generation_config()?,
+            GenerationFrom::Json(json) => GenerationDefaults::new(Some(json), checkpoint.config())?,
         };
         Ok(Self {
             tokenizer,
