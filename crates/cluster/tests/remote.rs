@@ -162,7 +162,7 @@ impl World {
                 return;
             }
             assert!(clock.now().since_start() < Duration::from_secs(20), "{stats:?}");
-            thread::sleep(Duration::from_millis(5));
+            thread::sleep(Duration::from_millis(5)); // until nothing is left
         }
     }
 
@@ -252,7 +252,7 @@ fn an_instance_that_is_told_to_stop_leaves_its_sequences_to_others() {
     let clock = WallClock::start();
     while world.cluster.stats().num_blocks < 800 {
         assert!(clock.now().since_start() < Duration::from_secs(20));
-        thread::sleep(Duration::from_millis(5));
+        thread::sleep(Duration::from_millis(5)); // until both have joined
     }
     for ended in world.end() {
         ended.expect("the server ended in good order");
@@ -307,7 +307,7 @@ fn queues_beyond_connections_are_bounded() {
             Err(error) => break error,
         }
         assert!(streams.len() < 12);
-        thread::sleep(Duration::from_millis(20));
+        thread::sleep(Duration::from_millis(20)); // until the loss is noticed
     };
     assert!(matches!(refused, SubmitError::QueueFull { .. }), "{refused:?}");
     let unknown = greedy(vec![VOCAB_SIZE], 5);

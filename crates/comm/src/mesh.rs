@@ -74,7 +74,7 @@ impl Mesh {
     /// # Panics
     /// This rank is not among them.
     #[must_use]
-    pub fn take_group(&mut self, ranks: impl IntoIterator<Item = usize>) -> Self {
+    fn take_group(&mut self, ranks: impl IntoIterator<Item = usize>) -> Self {
         let ranks: Vec<usize> = ranks.into_iter().collect();
         let rank = ranks.iter().position(|&rank| rank == self.rank);
         assert!(rank.is_some(), "rank {} is not in the group {ranks:?}", self.rank);

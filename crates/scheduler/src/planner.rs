@@ -191,12 +191,6 @@ impl Planner {
         self.state.queues.is_empty()
     }
 
-    /// Returns how many planned batches were not completed yet.
-    #[must_use]
-    pub const fn num_in_flight(&self) -> usize {
-        self.num_in_flight
-    }
-
     /// Forgets every cached prefix.
     pub fn reset_prefix_cache(&mut self) {
         self.state.kv.reset_prefix_cache();

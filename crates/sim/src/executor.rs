@@ -104,12 +104,6 @@ impl SimExecutor {
         self.kv_bytes as u64
     }
 
-    /// Returns what predicts the steps' times.
-    #[must_use]
-    pub const fn cost(&self) -> &CostModel {
-        &self.cost
-    }
-
     fn load(&self, batch: &Batch) -> StepLoad {
         StepLoad::of(batch, self.cost.shape().window)
     }

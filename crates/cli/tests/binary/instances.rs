@@ -116,7 +116,7 @@ impl World {
             let gauges = ["num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"];
             num_empty = if gauges.iter().all(is_zero) { num_empty + 1 } else { 0 };
             assert!(clock.now().since_start() < Duration::from_secs(60), "{metrics}");
-            thread::sleep(Duration::from_millis(25));
+            thread::sleep(Duration::from_millis(25)); // until the gauges are told again
         }
         assert_eq!(self.server.get("/health"), "");
     }
@@ -249,7 +249,7 @@ fn blocks_come_back_from_clients_that_leave_at_any_time() {
     let prompt = "a long prompt whose blocks are on their way when its client leaves. ".repeat(20);
     for wait_ms in [0, 1, 2, 5, 10, 20, 40, 80] {
         let streams: Vec<_> = (0..4).map(|_| world.ask(&body(&prompt, 500))).collect();
-        thread::sleep(Duration::from_millis(wait_ms));
+        thread::sleep(Duration::from_millis(wait_ms)); // until the blocks are somewhere on their way
         drop(streams);
     }
     world.wait_until_empty();

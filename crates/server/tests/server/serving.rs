@@ -101,7 +101,7 @@ impl Served {
                 if stats.num_running + stats.num_waiting == sequences && blocks_fit {
                     break;
                 }
-                tokio::time::sleep(Duration::from_millis(2)).await;
+                tokio::time::sleep(Duration::from_millis(2)).await; // until all are there
             }
         };
         let within = timeout(Duration::from_secs(10), reached).await;
