@@ -84,7 +84,7 @@ fn request(id: u64) -> Request {
     Request {
         prompt: (0..len).map(|at| (id * 1000 + at) as u32).collect(),
         sampling: Arc::new(SamplingParams::greedy()),
-        stop: StopRules { max_tokens: 2000, min_tokens: 0, stop_token_ids: vec![2] },
+        stop: StopRules { max_tokens: 2000, min_tokens: 0, stop_token_ids: Arc::new([2]) },
         priority: 0,
         slo: Slo::default(),
     }

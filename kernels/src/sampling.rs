@@ -182,11 +182,11 @@ impl SampleRows {
         let first = self.edits.len();
         let mut edits =
             RowEdits { places: &mut self.places, all: &mut self.edits, first, open: true };
-        for &token in &params.allowed_token_ids {
+        for &token in params.allowed_token_ids.iter() {
             edits.change(token, |_| {});
         }
         edits.open = params.allowed_token_ids.is_empty();
-        for &(token, bias) in &params.logit_bias {
+        for &(token, bias) in params.logit_bias.iter() {
             edits.change(token, |edit| edit.bias += bias);
         }
         let history = spec.history.as_ref();

@@ -50,7 +50,7 @@ impl RunConfig {
             stop: StopRules {
                 max_tokens: item.output_len,
                 min_tokens: 0,
-                stop_token_ids: self.stop_token_ids.clone(),
+                stop_token_ids: self.stop_token_ids.as_slice().into(),
             },
             priority: 0,
             slo: item.slo,

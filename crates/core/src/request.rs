@@ -41,7 +41,7 @@ pub struct StopRules {
     /// Tokens that end the sequence, the model's end-of-sequence tokens included unless they are to be ignored.
     ///
     /// The token that stops is part of the output; the server leaves it out of the text.
-    pub stop_token_ids: Vec<TokenId>,
+    pub stop_token_ids: Arc<[TokenId]>,
 }
 
 /// Why a sequence ended.

@@ -1,10 +1,12 @@
 //! How the next token is drawn from the logits.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::TokenId;
 
-/// Per-sequence sampling settings, already validated and resolved.
+/// Per-sequence sampling settings, already validated and resolved. The sequences of a request share its lists.
 ///
 /// Order of application, as in vLLM: logit bias, allowed tokens, bad words and the ban on stop tokens before `min_tokens`;
 /// repetition, frequency and presence penalties; temperature; min-p; top-k; top-p; draw. Logprobs are those of the raw logits'
@@ -26,11 +28,11 @@ pub struct SamplingParams {
     /// Subtracted once for each time a token occurs in the output; 0 is off.
     pub frequency_penalty: f32,
     /// Added to single tokens' logits.
-    pub logit_bias: Vec<(TokenId, f32)>,
+    pub logit_bias: Arc<[(TokenId, f32)]>,
     /// The only tokens that may be drawn; empty allows all.
-    pub allowed_token_ids: Vec<TokenId>,
+    pub allowed_token_ids: Arc<[TokenId]>,
     /// Runs of tokens of which the output must hold none; each has at least one.
-    pub bad_words: Vec<Vec<TokenId>>,
+    pub bad_words: Arc<[Vec<TokenId>]>,
     /// Makes the draws repeatable: draw `i` of a sequence depends on `seed` and `i` alone, never on batch mates.
     pub seed: u64,
     /// How many most likely tokens to report beside the sampled one; `None` reports no logprobs.
@@ -42,7 +44,7 @@ pub struct SamplingParams {
 impl SamplingParams {
     /// Returns settings that always pick the most likely token.
     #[must_use]
-    pub const fn greedy() -> Self {
+    pub fn greedy() -> Self {
         Self {
             temperature: 0.0,
             top_k: 0,
@@ -51,9 +53,9 @@ impl SamplingParams {
             repetition_penalty: 1.0,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
-            logit_bias: Vec::new(),
-            allowed_token_ids: Vec::new(),
-            bad_words: Vec::new(),
+            logit_bias: Arc::default(),
+            allowed_token_ids: Arc::default(),
+            bad_words: Arc::default(),
             seed: 0,
             logprobs: None,
             prompt_logprobs: None,

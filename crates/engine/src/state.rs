@@ -89,10 +89,14 @@ impl SeqState {
         output: OutputSender,
         (progress, until): (Progress, Until),
     ) -> Self {
-        stop.stop_token_ids.sort_unstable();
+        if !stop.stop_token_ids.is_sorted() {
+            let mut sorted = stop.stop_token_ids.to_vec();
+            sorted.sort_unstable();
+            stop.stop_token_ids = sorted.into();
+        }
         let banned = match stop.min_tokens {
             0 => Arc::default(),
-            _ => stop.stop_token_ids.as_slice().into(),
+            _ => Arc::clone(&stop.stop_token_ids),
         };
         let Progress { times, num_cached_tokens, num_prompt_logprobs, num_preemptions } = progress;
         let before = Before { num_cached_tokens, num_preemptions };

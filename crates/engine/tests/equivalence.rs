@@ -50,7 +50,7 @@ fn requests() -> Vec<(Time, Request)> {
             _ => greedy,
         });
         let answer = Language::answer(request, MAX_MODEL_LEN);
-        let stop_token_ids = vec![answer[3], answer[answer.len() - 2]];
+        let stop_token_ids = Arc::new([answer[3], answer[answer.len() - 2]]);
         request.stop = StopRules { min_tokens: 6, stop_token_ids, ..request.stop.clone() };
     }
     requests
@@ -158,7 +158,7 @@ fn prompt_logprobs_come_once_though_the_prompt_is_computed_twice() {
 fn sequences_end_for_the_reason_that_holds() {
     let mut stopped = greedy(vec![1, 2, 3], 50);
     let answer = Language::answer(&stopped, MAX_MODEL_LEN);
-    stopped.stop.stop_token_ids = vec![answer[4]];
+    stopped.stop.stop_token_ids = Arc::new([answer[4]]);
     let requests = [stopped, greedy(vec![4, 5], 7), greedy(vec![6; 90], 50)];
     for max_in_flight in 1..=3 {
         let case = Case { max_in_flight, ..case("sarathi", PLENTY) };

@@ -41,7 +41,7 @@ fn request(prompt: usize, max_tokens: usize, seed: u64) -> Request {
     Request {
         prompt: vec![1; prompt],
         sampling: Arc::new(SamplingParams { seed, ..SamplingParams::greedy() }),
-        stop: StopRules { max_tokens, min_tokens: 0, stop_token_ids: vec![2] },
+        stop: StopRules { max_tokens, min_tokens: 0, stop_token_ids: Arc::new([2]) },
         priority: 0,
         slo: Slo::default(),
     }
@@ -102,8 +102,9 @@ fn micro_batches_overlap_in_a_pipeline() {
 #[test]
 fn draws_keep_to_what_is_allowed() {
     let tokens = |allowed: Vec<u32>, stop: Vec<u32>, min_tokens: usize| {
-        let sampling = SamplingParams { allowed_token_ids: allowed, ..SamplingParams::greedy() };
-        let stop = StopRules { max_tokens: 20, min_tokens, stop_token_ids: stop };
+        let sampling =
+            SamplingParams { allowed_token_ids: allowed.into(), ..SamplingParams::greedy() };
+        let stop = StopRules { max_tokens: 20, min_tokens, stop_token_ids: stop.into() };
         let request = Request { sampling: Arc::new(sampling), stop, ..request(10, 20, 1) };
         let output = replay("sarathi", Parallel::NONE).run([(Time::ZERO, request)]);
         output[0].tokens.iter().map(|token| token.token).collect::<Vec<_>>()

@@ -63,7 +63,7 @@ impl Language {
         let mut answer = Vec::new();
         while answer.len() < stop.max_tokens && kv.len() < max_model_len {
             let banned: &[TokenId] =
-                if answer.len() < stop.min_tokens { &stop.stop_token_ids } else { &[] };
+                if answer.len() < stop.min_tokens { &stop.stop_token_ids[..] } else { &[] };
             let token = Self::of_all(kv.iter().copied()).next(params, answer.len(), banned);
             answer.push(token);
             push(&mut kv, token);

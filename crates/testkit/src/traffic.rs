@@ -37,7 +37,7 @@ pub fn greedy(prompt: Vec<TokenId>, max_tokens: usize) -> Request {
     Request {
         prompt,
         sampling: Arc::new(SamplingParams::greedy()),
-        stop: StopRules { max_tokens, min_tokens: 0, stop_token_ids: Vec::new() },
+        stop: StopRules { max_tokens, min_tokens: 0, stop_token_ids: Arc::default() },
         priority: 0,
         slo: Slo::default(),
     }

@@ -160,7 +160,11 @@ fn params(num_prompt: usize) -> SamplingParams {
         2 => warm,
         3 => SamplingParams { top_k: 40, top_p: 0.9, logprobs: Some(2), ..warm },
         4 => SamplingParams { repetition_penalty: 1.4, frequency_penalty: 0.3, ..greedy },
-        _ => SamplingParams { bad_words: vec![(0..2).collect(); 1], presence_penalty: 2.0, ..warm },
+        _ => SamplingParams {
+            bad_words: Arc::new([(0..2).collect()]),
+            presence_penalty: 2.0,
+            ..warm
+        },
     }
 }
 

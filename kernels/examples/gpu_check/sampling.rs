@@ -122,7 +122,7 @@ fn settings(rig: &mut Rig, index: usize, cols: usize) -> SampleSpec {
         12 => SamplingParams { top_p: 1e-9, ..warm },
         13 => SamplingParams { min_p: 0.05, ..warm },
         14 => SamplingParams { top_p: 0.95, min_p: 0.01, temperature: 1.5, ..warm },
-        15 => SamplingParams { logit_bias: vec![(token(), 5.0), (token(), -100.0)], ..warm },
+        15 => SamplingParams { logit_bias: Arc::new([(token(), 5.0), (token(), -100.0)]), ..warm },
         16 => SamplingParams {
             repetition_penalty: 1.3,
             presence_penalty: 0.5,
@@ -130,7 +130,7 @@ fn settings(rig: &mut Rig, index: usize, cols: usize) -> SampleSpec {
             top_k: 20,
             ..warm
         },
-        _ => SamplingParams { allowed_token_ids: vec![token(), token(), token()], ..warm },
+        _ => SamplingParams { allowed_token_ids: Arc::new([token(), token(), token()]), ..warm },
     };
     let logprobs = [None, None, Some(0), Some(5), None, Some(20), Some(257)][index % 7];
     let params = SamplingParams { logprobs, ..params };

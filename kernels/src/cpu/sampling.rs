@@ -222,7 +222,7 @@ mod tests {
         let greedy = SamplingParams::greedy;
         check_choice(&greedy(), &[], None, 1);
         check_choice(&greedy(), &[1], None, 2);
-        let bias = SamplingParams { logit_bias: vec![(3, 10.0), (99, 1.0)], ..greedy() };
+        let bias = SamplingParams { logit_bias: Arc::new([(3, 10.0), (99, 1.0)]), ..greedy() };
         check_choice(&bias, &[], None, 3);
         check_choice(&bias, &[3, 99], None, 1);
         let presence = SamplingParams { presence_penalty: 1.0, ..greedy() };
@@ -241,7 +241,7 @@ mod tests {
     #[test]
     fn allowed_tokens_and_bad_words() {
         let allow = |tokens: &[u32]| SamplingParams {
-            allowed_token_ids: tokens.to_vec(),
+            allowed_token_ids: tokens.into(),
             ..SamplingParams::greedy()
         };
         check_choice(&allow(&[0, 3]), &[], None, 0);
@@ -249,7 +249,8 @@ mod tests {
         check_choice(&allow(&[0, 3]), &[0], None, 3);
         check_choice(&allow(&[0]), &[0], None, 1); // nothing is left
         check_choice(&allow(&[99]), &[], None, 1);
-        let biased = SamplingParams { logit_bias: vec![(2, 9.0), (3, 9.0)], ..allow(&[0, 3]) };
+        let biased =
+            SamplingParams { logit_bias: Arc::new([(2, 9.0), (3, 9.0)]), ..allow(&[0, 3]) };
         check_choice(&biased, &[], None, 3);
         let bad = |words: &[&[u32]]| SamplingParams {
             bad_words: words.iter().map(|word| word.to_vec()).collect(),
@@ -274,7 +275,7 @@ mod tests {
             repetition_penalty: 1.2,
             ..SamplingParams::greedy()
         };
-        let allowed = SamplingParams { allowed_token_ids: vec![1, 2], ..params.clone() };
+        let allowed = SamplingParams { allowed_token_ids: Arc::new([1, 2]), ..params.clone() };
         let logits = [1.0, 3.0, 2.5, -1.0];
         for (params, newest) in
             [&params, &allowed].into_iter().flat_map(|p| [1, 2, 3, 9].map(|n| (p, n)))

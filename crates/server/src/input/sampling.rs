@@ -1,5 +1,6 @@
 //! The parameters that both endpoints share: how tokens are drawn, when to stop, what to report.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use stallfree_core::{SamplingParams, Slo, TokenId};
@@ -11,8 +12,9 @@ use crate::{ApiError, ServerConfig};
 
 /// The most choices of one prompt.
 const MAX_N: i64 = 128;
-/// The most stop strings of a request: each one is looked for in every piece of text.
+/// The most stop strings of a request, and the most bytes that they have together: each is looked for in every piece of text.
 const MAX_STOP_STRINGS: usize = 64;
+const MAX_STOP_BYTES: usize = 4096;
 /// The most bad words of a request, and the most bytes that they have together: each is looked for before every token.
 const MAX_BAD_WORDS: usize = 128;
 const MAX_BAD_WORD_BYTES: usize = 4096;
@@ -53,7 +55,7 @@ pub(crate) struct StopSettings {
     /// Whether the text that ended it belongs to the output.
     pub include_stop_str_in_output: bool,
     /// Tokens that end it, those of the model included unless they are to be ignored.
-    pub token_ids: Vec<TokenId>,
+    pub token_ids: Arc<[TokenId]>,
     /// Nothing ends it before this many tokens.
     pub min_tokens: usize,
 }
@@ -159,9 +161,9 @@ fn read_sampling(
         frequency_penalty: fields
             .number("frequency_penalty", "from -2 to 2", penalty)?
             .unwrap_or_default(),
-        logit_bias: read_logit_bias(fields, vocab_size)?,
-        allowed_token_ids: read_allowed_tokens(fields, vocab_size)?,
-        bad_words: read_bad_words(fields, tokenizer)?,
+        logit_bias: read_logit_bias(fields, vocab_size)?.into(),
+        allowed_token_ids: read_allowed_tokens(fields, vocab_size)?.into(),
+        bad_words: read_bad_words(fields, tokenizer)?.into(),
         seed: 0,
         logprobs: None,
         prompt_logprobs: None,
@@ -172,11 +174,13 @@ fn read_logit_bias(fields: &Fields, vocab_size: usize) -> Result<Vec<(TokenId, f
     let Some(map) = fields.object("logit_bias")? else { return Ok(Vec::new()) };
     map.iter()
         .map(|(key, bias)| {
-            let id = key.parse::<TokenId>().ok().filter(|id| (*id as usize) < vocab_size);
+            // A token has one name, or there could be more biases than tokens.
+            let id = key.parse::<TokenId>().ok().filter(|id| id.to_string() == *key);
+            let id = id.filter(|id| (*id as usize) < vocab_size);
             let id = id.ok_or_else(|| {
                 let last = vocab_size.saturating_sub(1);
                 let message = format!(
-                    "`logit_bias` has the key {key:?}, which is not a token id from 0 to {last}."
+                    "`logit_bias` has the key {key:?}, which is not a token id from 0 to {last}, without sign or leading zeros."
                 );
                 ApiError::param("logit_bias", message)
             })?;
@@ -194,8 +198,15 @@ fn read_allowed_tokens(fields: &Fields, vocab_size: usize) -> Result<Vec<TokenId
         Some(tokens) if tokens.is_empty() => {
             Err(ApiError::param(NAME, format!("`{NAME}` must not be an empty list.")))
         }
-        tokens => Ok(tokens.unwrap_or_default()),
+        tokens => Ok(distinct(tokens.unwrap_or_default())),
     }
+}
+
+/// Returns each token once, in ascending order.
+fn distinct(mut tokens: Vec<TokenId>) -> Vec<TokenId> {
+    tokens.sort_unstable();
+    tokens.dedup();
+    tokens
 }
 
 /// Reads the words that must not be in the output: each as it stands at the beginning of a text and after a space.
@@ -233,20 +244,21 @@ fn read_stop(
     if strings.iter().any(String::is_empty) {
         return Err(ApiError::param("stop", "`stop` must not hold an empty string."));
     }
-    if strings.len() > MAX_STOP_STRINGS {
-        let message = format!("`stop` holds more than {MAX_STOP_STRINGS} strings.");
+    let bytes: usize = strings.iter().map(String::len).sum();
+    if strings.len() > MAX_STOP_STRINGS || bytes > MAX_STOP_BYTES {
+        let message = format!(
+            "`stop` holds more than {MAX_STOP_STRINGS} strings, or more than {MAX_STOP_BYTES} bytes."
+        );
         return Err(ApiError::param("stop", message));
     }
     let mut token_ids = fields.token_ids("stop_token_ids", vocab_size)?.unwrap_or_default();
     if !fields.bool("ignore_eos", false)? {
         token_ids.extend_from_slice(&config.eos_token_ids);
     }
-    token_ids.sort_unstable();
-    token_ids.dedup();
     Ok(StopSettings {
         strings,
         include_stop_str_in_output: fields.bool("include_stop_str_in_output", false)?,
-        token_ids,
+        token_ids: distinct(token_ids).into(),
         min_tokens: fields.count("min_tokens", 0)?.unwrap_or(0),
     })
 }

@@ -1,5 +1,6 @@
 //! Which values are taken, and which parameter is blamed for the others.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
@@ -95,6 +96,8 @@ async fn values_out_of_range_are_refused_by_name() {
                 json!({ "258": 1 }),
                 json!({ "-1": 1 }),
                 json!({ "x": 1 }),
+                json!({ "01": 1 }),
+                json!({ "+1": 1 }),
                 json!({ "1": "a" }),
                 json!([]),
             ],
@@ -119,6 +122,7 @@ async fn values_out_of_range_are_refused_by_name() {
         ("n", vec![json!(0), json!(-1), json!(129), json!(1e18), json!("2")]),
         ("best_of", vec![json!(2), json!(0)]),
         ("stop", vec![json!(""), json!(["a", ""]), json!(1), json!([1]), json!(vec!["x"; 65])]),
+        ("stop", vec![json!("x".repeat(4097)), json!(vec!["x".repeat(1025); 4])]),
         ("stop_token_ids", vec![json!([258]), json!([-1]), json!(["a"]), json!(5), json!([1.5])]),
         ("min_tokens", vec![json!(-1), json!(600), json!(1e30)]),
         ("max_tokens", vec![json!(-1), json!(0), json!(600), json!("8"), json!(1.5)]),
@@ -272,21 +276,21 @@ async fn parameters_reach_the_engine() {
     let world = World::configured(ServerConfig { default_slo, ..config() });
     let body = json!({ "prompt": "Hi", "temperature": 0.5, "top_k": 3, "top_p": 0.9, "min_p": 0.1, "seed": 7, "n": 2,
         "repetition_penalty": 1.1, "presence_penalty": 0.2, "frequency_penalty": 0.3, "logit_bias": { "5": 500 },
-        "allowed_token_ids": [7, 9], "bad_words": "no",
+        "allowed_token_ids": [9, 7, 9, 9], "bad_words": "no",
         "logprobs": 2, "prompt_logprobs": 1, "max_tokens": 9, "min_tokens": 4, "stop_token_ids": [10], "priority": 3, "ttft_slo": 250 });
     world.ok("/v1/completions", body).await;
     let requests = world.engine.requests.lock().unwrap();
     let [first, second] = &requests[..] else { panic!("two choices") };
     assert_eq!(first.prompt, [256, 72, 105]);
     assert_eq!((first.stop.max_tokens, first.stop.min_tokens, first.priority), (9, 4, 3));
-    assert_eq!(first.stop.stop_token_ids, [10, 257]);
+    assert_eq!(*first.stop.stop_token_ids, [10, 257]);
     // What a request does not say is the server's.
     let (ttft, tpot) = (Some(Duration::from_millis(250)), Some(Duration::from_millis(40)));
     assert_eq!(first.slo, Slo { ttft, tpot });
     let sampling = &first.sampling;
-    assert_eq!(sampling.logit_bias, [(5, 100.0)]);
-    assert_eq!(sampling.allowed_token_ids, [7, 9]);
-    assert_eq!(sampling.bad_words, [tokens(" no"), tokens("no")]);
+    assert_eq!(*sampling.logit_bias, [(5, 100.0)]);
+    assert_eq!(*sampling.allowed_token_ids, [7, 9]);
+    assert_eq!(*sampling.bad_words, [tokens(" no"), tokens("no")]);
     assert_eq!(
         (sampling.top_k, sampling.logprobs, sampling.prompt_logprobs),
         (3, Some(2), Some(1))
@@ -303,6 +307,12 @@ async fn parameters_reach_the_engine() {
     assert_eq!(floats, "0.5 0.9 0.1 1.1 0.2 0.3");
     assert_eq!(sampling.seed, 7);
     assert_ne!(second.sampling.seed, 7, "choices of one seed must differ");
+    // There may be many choices, and each of these lists may be as long as the vocabulary.
+    let other = &second.sampling;
+    assert!(Arc::ptr_eq(&sampling.logit_bias, &other.logit_bias));
+    assert!(Arc::ptr_eq(&sampling.allowed_token_ids, &other.allowed_token_ids));
+    assert!(Arc::ptr_eq(&sampling.bad_words, &other.bad_words));
+    assert!(Arc::ptr_eq(&first.stop.stop_token_ids, &second.stop.stop_token_ids));
 }
 
 #[tokio::test]
@@ -314,5 +324,5 @@ async fn defaults() {
     assert_eq!((requests[0].stop.max_tokens, &requests[0].stop.stop_token_ids[..]), (16, &[][..]));
     let chat = &requests[1];
     assert_eq!(chat.stop.max_tokens + chat.prompt.len(), crate::engine::MAX_MODEL_LEN);
-    assert_eq!(chat.stop.stop_token_ids, [257]);
+    assert_eq!(*chat.stop.stop_token_ids, [257]);
 }

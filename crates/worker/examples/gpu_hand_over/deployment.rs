@@ -199,7 +199,7 @@ pub(crate) fn spawn(
 
 /// Asks for `max_tokens` tokens, drawn from all: they differ as soon as logits do.
 pub(crate) fn request(prompt: Vec<TokenId>, max_tokens: usize) -> Request {
-    let stop = StopRules { max_tokens, min_tokens: max_tokens, stop_token_ids: Vec::new() };
+    let stop = StopRules { max_tokens, min_tokens: max_tokens, stop_token_ids: Arc::default() };
     let sampling = SamplingParams { temperature: 1.0, seed: 7, ..SamplingParams::greedy() };
     let sampling = Arc::new(sampling);
     Request { prompt, sampling, stop, priority: 0, slo: Slo::default() }

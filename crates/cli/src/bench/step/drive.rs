@@ -112,7 +112,7 @@ impl<'a> Driver<'a> {
     ) -> Result<Outcome> {
         self.log.take();
         let sampling = Arc::new(SamplingParams { prompt_logprobs, ..SamplingParams::greedy() });
-        let stop = StopRules { max_tokens, min_tokens: max_tokens, stop_token_ids: Vec::new() };
+        let stop = StopRules { max_tokens, min_tokens: max_tokens, stop_token_ids: Arc::default() };
         let meter = Arc::new(Meter::new(prompts.len()));
         let sent = self.engine.now();
         let mut readers = JoinSet::new();

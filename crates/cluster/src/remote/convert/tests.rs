@@ -49,14 +49,15 @@ fn a_sequence_arrives_as_it_left() {
         repetition_penalty: 1.1,
         presence_penalty: -0.5,
         frequency_penalty: 0.25,
-        logit_bias: vec![(3, -1.5), (4, 2.0)],
-        allowed_token_ids: vec![1, 2, 3],
-        bad_words: vec![vec![7], vec![8, 9]],
+        logit_bias: Arc::new([(3, -1.5), (4, 2.0)]),
+        allowed_token_ids: Arc::new([1, 2, 3]),
+        bad_words: Arc::new([vec![7], vec![8, 9]]),
         seed: u64::MAX,
         logprobs: Some(0),
         prompt_logprobs: Some(5),
     };
-    let stop = StopRules { max_tokens: 9, min_tokens: 2, stop_token_ids: vec![0, 4_000_000_000] };
+    let stop =
+        StopRules { max_tokens: 9, min_tokens: 2, stop_token_ids: Arc::new([0, 4_000_000_000]) };
     let slo = Slo { ttft: Some(Duration::from_millis(250)), tpot: None };
     let (prompt, sampling) = (vec![1, 2, 3], Arc::new(sampling));
     let request = Request { prompt, sampling, stop, priority: -4, slo };
