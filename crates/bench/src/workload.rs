@@ -27,6 +27,9 @@ pub const PREFIX_BLOCK: usize = 512;
 /// The most requests of a workload. All of them and their records are in memory, which is several gigabytes for so many.
 pub const MAX_REQUESTS: usize = 10_000_000;
 
+/// The most tokens of a prompt.
+pub const MAX_PROMPT_LEN: usize = 1 << 24;
+
 /// Requests in the order of their arrival.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Workload {
@@ -115,6 +118,13 @@ impl WorkloadConfig {
         let mut seeds = generator(self.seed, Stream::Tokens);
         let items = rows.into_iter().map(|(at, row)| self.item(at, row, seeds.random(), &mut rng));
         let (items, are_cut): (Vec<Item>, Vec<bool>) = items.unzip();
+        if let Some(len) =
+            items.iter().map(|item| item.prompt.len).find(|&len| len > MAX_PROMPT_LEN)
+        {
+            return Err(Error::Workload(format!(
+                "a prompt of {len} tokens is too long: it may have {MAX_PROMPT_LEN}; lower prompt lengths (--random-input-len, --input-len) or --random-prefix-len"
+            )));
+        }
         let num_cut = are_cut.into_iter().filter(|&is_cut| is_cut).count();
         Ok(Workload { name, is_synthetic, items, num_cut })
     }

@@ -40,6 +40,9 @@ pub(crate) struct PlanArgs {
     pub(crate) search: SearchArgs,
 }
 
+/// The most GPUs of a plan: combinations grow with their square.
+const MOST_GPUS: usize = 512;
+
 /// What is looked for.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Placement")]
@@ -85,6 +88,12 @@ pub(crate) fn run(args: &PlanArgs, environment: &Environment) -> Result<()> {
     {
         bail!(
             "--mode, --replica-spec, --partition-id, --instances-listen, --tensor-parallel-size and --pipeline-parallel-size are what a plan is to find out"
+        );
+    }
+    if args.search.num_gpus > MOST_GPUS {
+        bail!(
+            "--num-gpus {}: all numbers of instances are combined, of up to {MOST_GPUS} GPUs",
+            args.search.num_gpus
         );
     }
     let slo = Slo { ttft: ttft_slo / 1000.0, tpot: tpot_slo / 1000.0 };

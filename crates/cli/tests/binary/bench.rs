@@ -31,6 +31,9 @@ fn what_can_not_be_is_refused_by_its_name() {
     check(&with("--num-gpu-blocks-override 1000000000000"), &["--num-gpu-blocks-override"]);
     check(&with("--kv-cache-memory-bytes 1M"), &["room for no block", "--kv-cache-memory-bytes"]);
     check(&with("--block-size 1000000000"), &["room for no block", "--block-size"]);
+    check(&with("--random-prefix-len 1000000000000"), &["--random-prefix-len", "16777216"]);
+    let plan = "plan llama-3-8b --device sim:h100-sxm --ttft-slo 100 --tpot-slo 100";
+    check(&format!("{plan} --num-gpus 1000000000000"), &["--num-gpus", "512"]);
     for flag in [
         "--random-output-len 0",
         "--random-input-len 0",
