@@ -48,7 +48,7 @@ impl Correction {
     #[inline(always)]
     fn value(self, scale: f32, sum: i32) -> i32 {
         match self.offset {
-            Some(offset) => -i32::from(offset) * sum,
+            Some(offset) => sum.wrapping_mul(-i32::from(offset)),
             None => (scale * sum as f32).to_bits().cast_signed(),
         }
     }
@@ -204,7 +204,7 @@ impl Kernel for QuantizeTile<'_> {
                     // SAFETY: as above.
                     let values = unsafe { SharedRows::part(values, token, tile, per_token) };
                     if kind.scale_len == BLOCK {
-                        values[i * tile + t] = kind.value(scale, sums[0] + sums[1]);
+                        values[i * tile + t] = kind.value(scale, sums[0].wrapping_add(sums[1]));
                     } else {
                         values[2 * i * tile + t] = kind.value(scale, sums[0]);
                         values[(2 * i + 1) * tile + t] = kind.value(scale, sums[1]);
@@ -215,7 +215,7 @@ impl Kernel for QuantizeTile<'_> {
     }
 }
 
-/// Returns the scale and the sum of each half.
+/// Returns the scale and the sum of each half, which wraps where an element is infinite: then the scale is, too.
 #[inline(always)]
 fn quantize_block<S: Simd>(s: S, x: &[f32; BLOCK], bytes: &mut [i8; BLOCK]) -> (f32, [i32; 2]) {
     let (low, high) = x.split_at(LANES);

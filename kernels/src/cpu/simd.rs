@@ -140,6 +140,7 @@ pub(super) trait Simd: Copy {
     /// Returns two to the power of each lane, which is in -126..=127.
     fn pow2(self, a: Self::I) -> Self::F;
     fn splat_int(self, x: i32) -> Self::I;
+    /// Returns the lanes' sum, which wraps.
     fn sum_int(self, a: Self::I) -> i32;
     /// Stores lanes that fit in a byte.
     fn store_bytes(self, to: &mut [i8; LANES], a: Self::I);

@@ -158,3 +158,30 @@ fn damaged_weights_are_named() {
     assert!(load(&[4, 60], len).contains("weight: expected shape [4, 64]"));
     assert!(load(&[256], len).contains("weight: expected shape [256, 1]"));
 }
+
+#[test]
+fn infinite_and_tiny_elements_end_in_no_panic() {
+    for dtype in ALL {
+        let cols = 256;
+        let weight = Weight::new(dtype, 16, cols, 3);
+        let check = |x: &[f32], is_finite: bool| {
+            for config in configs() {
+                let mut backend = CpuBackend::new(config.clone()).unwrap();
+                let matrix = backend.load_matrix(&[weight.tensor()]).unwrap();
+                let x = upload(&mut backend, x, cols);
+                let out = backend.linear(x, &matrix, None);
+                let as_expected = |y: &f32| y.is_finite() == is_finite;
+                assert!(backend.read(out).iter().all(as_expected), "{dtype:?} on {config}");
+            }
+        };
+        let x = normal(cols, 4, 1.0);
+        check(&x.iter().map(|x| x * 1e-41).collect::<Vec<_>>(), true);
+        for infinite in [f32::INFINITY, f32::NEG_INFINITY] {
+            for places in [70..71, 64..96] {
+                let mut x = x.clone();
+                x[places].fill(infinite);
+                check(&x, false);
+            }
+        }
+    }
+}

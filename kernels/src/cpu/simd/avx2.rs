@@ -218,7 +218,7 @@ impl Simd for Avx2 {
     fn sum_int(self, a: Self::I) -> i32 {
         let mut lanes = [0i32; 8];
         op!(_mm256_storeu_si256(lanes.as_mut_ptr().cast(), _mm256_add_epi32(a[0], a[1])));
-        lanes.into_iter().sum()
+        lanes.into_iter().fold(0, i32::wrapping_add)
     }
     #[inline(always)]
     fn store_bytes(self, to: &mut [i8; LANES], a: Self::I) {

@@ -110,7 +110,7 @@ impl Simd for Scalar {
     }
     #[inline(always)]
     fn sum_int(self, a: Self::I) -> i32 {
-        a.into_iter().sum()
+        a.into_iter().fold(0, i32::wrapping_add)
     }
     #[inline(always)]
     fn store_bytes(self, to: &mut [i8; LANES], a: Self::I) {
