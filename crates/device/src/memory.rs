@@ -132,7 +132,11 @@ impl<T: bytemuck::Zeroable> PinnedBuffer<T> {
     pub fn new(device: &Arc<Device>, len: usize) -> Result<Self, DeviceError> {
         device.bind()?;
         let mut data = std::ptr::null_mut();
-        let bytes = (len * size_of::<T>()).max(1);
+        let too_many = DeviceError::Driver {
+            call: "cuMemHostAlloc",
+            code: cu::CUresult::CUDA_ERROR_OUT_OF_MEMORY,
+        };
+        let bytes = len.checked_mul(size_of::<T>()).ok_or(too_many)?.max(1);
         // SAFETY: this thread's context is set and the pointer is to a live pointer.
         check("cuMemHostAlloc", unsafe { cu::cuMemHostAlloc(&raw mut data, bytes, 0) })?;
         // SAFETY: the allocation has `bytes` bytes, and zeros are a valid T.

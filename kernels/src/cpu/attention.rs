@@ -257,7 +257,7 @@ impl<E: KvElement + Stored> AttentionTask<'_, E> {
     ) -> usize {
         let dim = self.attention.spec.head_dim;
         // SAFETY: during attention nobody writes the cache.
-        let keys = unsafe { self.cache.part(group.keys..group.keys + LANES * dim) };
+        let keys = unsafe { self.cache.read(group.keys..group.keys + LANES * dim) };
         let mut queries = [&rows.queries[..dim]; T];
         for (t, query) in queries.iter_mut().enumerate() {
             *query = &rows.queries[(first + t) * dim..][..dim];
@@ -316,7 +316,7 @@ impl<E: KvElement + Stored> AttentionTask<'_, E> {
             }
             // SAFETY: during attention nobody writes the cache.
             let values =
-                unsafe { self.cache.part(group.values..group.values + group.len * stride) };
+                unsafe { self.cache.read(group.values..group.values + group.len * stride) };
             let column = values.as_chunks::<LANES>().0.iter().skip(lanes).step_by(per_row);
             for (j, value) in column.enumerate() {
                 let value = E::load(s, value);
