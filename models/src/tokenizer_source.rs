@@ -38,16 +38,12 @@ pub struct GgufTokenizer {
     pub bos_token_id: Option<u32>,
     /// The token that ends a text.
     pub eos_token_id: Option<u32>,
-    /// The token that ends a turn, where it differs.
-    pub eot_token_id: Option<u32>,
     /// The token for what has none.
     pub unknown_token_id: Option<u32>,
     /// The token that fills.
     pub padding_token_id: Option<u32>,
     /// Whether texts start with the bos token; `None` leaves it to the kind.
     pub add_bos_token: Option<bool>,
-    /// Whether texts end with the eos token; `None` leaves it to the kind.
-    pub add_eos_token: Option<bool>,
     /// Whether texts start with a space; `None` leaves it to the kind.
     pub add_space_prefix: Option<bool>,
     /// The chat template.
@@ -61,10 +57,6 @@ pub struct SpecialTokens {
     pub bos_token: Option<String>,
     /// The token that ends a text.
     pub eos_token: Option<String>,
-    /// The token for what has none.
-    pub unk_token: Option<String>,
-    /// The token that fills.
-    pub pad_token: Option<String>,
 }
 
 impl TokenizerSource {
@@ -119,11 +111,9 @@ impl TokenizerSource {
             scores,
             bos_token_id: file.token_id("bos_token_id"),
             eos_token_id: file.token_id("eos_token_id"),
-            eot_token_id: file.token_id("eot_token_id"),
             unknown_token_id: file.token_id("unknown_token_id"),
             padding_token_id: file.token_id("padding_token_id"),
             add_bos_token: file.boolean(&key("add_bos_token")),
-            add_eos_token: file.boolean(&key("add_eos_token")),
             add_space_prefix: file.boolean(&key("add_space_prefix")),
             chat_template: file.string("tokenizer.chat_template").map(str::to_owned),
         })))
@@ -136,12 +126,7 @@ impl SpecialTokens {
             let value = json.get(name)?;
             value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned)
         };
-        Self {
-            bos_token: token("bos_token"),
-            eos_token: token("eos_token"),
-            unk_token: token("unk_token"),
-            pad_token: token("pad_token"),
-        }
+        Self { bos_token: token("bos_token"), eos_token: token("eos_token") }
     }
 
     pub(crate) fn from_gguf(file: &Gguf) -> Self {
@@ -151,11 +136,6 @@ impl SpecialTokens {
             };
             tokens.get(file.token_id(name)? as usize).cloned()
         };
-        Self {
-            bos_token: token("bos_token_id"),
-            eos_token: token("eos_token_id"),
-            unk_token: token("unknown_token_id"),
-            pad_token: token("padding_token_id"),
-        }
+        Self { bos_token: token("bos_token_id"), eos_token: token("eos_token_id") }
     }
 }

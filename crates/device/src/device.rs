@@ -18,8 +18,6 @@ pub struct DeviceProps {
     pub compute_capability: (u32, u32),
     /// Streaming multiprocessors.
     pub num_sms: usize,
-    /// Bytes of L2 cache.
-    pub l2_bytes: usize,
     /// Bytes of shared memory that a block may ask for.
     pub shared_bytes: usize,
     /// Bytes of memory.
@@ -227,7 +225,6 @@ pub(crate) fn read_props(handle: cu::CUdevice) -> Result<DeviceProps, DeviceErro
             attribute(Attr::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
         ),
         num_sms: attribute(Attr::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize,
-        l2_bytes: attribute(Attr::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as usize,
         shared_bytes: attribute(Attr::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?
             as usize,
         memory_bytes,

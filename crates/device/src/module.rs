@@ -56,7 +56,7 @@ impl Module {
         let code = unsafe { cu::cuFuncSetAttribute(raw, attribute, bytes) };
         check("cuFuncSetAttribute", code)?;
         let overlaps = self.device.props().compute_capability.0 >= 9;
-        Ok(Function { raw, shared_bytes, overlaps, cluster: 1, _module: Arc::clone(self) })
+        Ok(Function { raw, shared_bytes, overlaps, _module: Arc::clone(self) })
     }
 }
 
@@ -73,8 +73,6 @@ pub struct Function {
     raw: cu::CUfunction,
     shared_bytes: usize,
     overlaps: bool,
-    /// Blocks a cluster.
-    cluster: u32,
     /// Keeps the kernel's code loaded.
     _module: Arc<Module>,
 }
@@ -145,14 +143,6 @@ impl Function {
         self
     }
 
-    /// Makes every launch of it put `blocks` neighbors of the grid's first dimension, which they divide, on multiprocessors that
-    /// reach each other's shared memory (Hopper; at most 8).
-    #[must_use]
-    pub fn in_clusters(mut self, blocks: usize) -> Self {
-        self.cluster = u32::try_from(blocks).unwrap_or(u32::MAX);
-        self
-    }
-
     /// Returns how many blocks of `threads` threads and `shared_bytes` of dynamic shared memory a multiprocessor runs at once.
     ///
     /// # Errors
@@ -189,21 +179,12 @@ impl Function {
     ) -> Result<(), DeviceError> {
         debug_assert!(launch.shared_bytes <= self.shared_bytes.max(48 << 10));
         let mut params: Vec<*mut c_void> = args.iter().map(arg_ptr).collect();
-        let mut attributes = Vec::with_capacity(2);
+        let mut attributes = Vec::with_capacity(1);
         if launch.overlap && self.overlaps {
             attributes.push(cu::CUlaunchAttribute {
                 id: cu::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
                 pad: [0; 4],
                 value: cu::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
-            });
-        }
-        if self.cluster > 1 {
-            let dims =
-                cu::CUlaunchAttributeValue_union__bindgen_ty_1 { x: self.cluster, y: 1, z: 1 };
-            attributes.push(cu::CUlaunchAttribute {
-                id: cu::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
-                pad: [0; 4],
-                value: cu::CUlaunchAttributeValue { clusterDim: dims },
             });
         }
         let size = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);

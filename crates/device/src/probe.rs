@@ -136,7 +136,6 @@ mod tests {
             name: "Tesla".to_owned(),
             compute_capability: (major, 5),
             num_sms: 80,
-            l2_bytes: 0,
             shared_bytes: 0,
             memory_bytes: 0,
         };
