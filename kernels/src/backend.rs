@@ -6,6 +6,9 @@ use std::ops::Range;
 use crate::cuda::CudaKv;
 use crate::{KernelError, SampleRows, Sampled, WeightTensor};
 
+/// The most entries of all block tables of a step together: a device has memory for them set aside.
+pub const MAX_BLOCK_IDS: usize = 4 << 20;
+
 /// A device that models run on.
 ///
 /// Activations are matrices `[rows, cols]`, one row a token of the step. Ops return handles into an arena that lives until the
@@ -65,7 +68,8 @@ pub trait Backend: Send {
     /// Copies pieces that a backend of this kind has read into blocks, before the steps to come.
     fn write_kv(&mut self, blocks: &[u32], pieces: &[u8]);
 
-    /// Starts a step: forgets all handles and brings the step's inputs to the device.
+    /// Starts a step: forgets all handles and brings the step's inputs to the device. Their block tables have at most
+    /// [`MAX_BLOCK_IDS`] entries.
     fn begin_step(&mut self, inputs: &StepInputs);
 
     /// Starts a layer: forgets what the layer before the last one made, so that a step's activations take the memory of two

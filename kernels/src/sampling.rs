@@ -13,7 +13,7 @@ pub(crate) const MAX_DEPTH: u32 = 44 * OCTAVE;
 /// Steps of a depth for each unit of a logit, at a temperature of 1.
 pub(crate) const NATURAL_SCALE: f32 = std::f32::consts::LOG2_E * OCTAVE as f32;
 /// The most tokens of a vocabulary: the sum of as many weights still fits.
-pub(crate) const MAX_VOCAB: usize = 1 << 20;
+pub const MAX_VOCAB: usize = 1 << 20;
 /// Stands for no token where there may be one.
 pub(crate) const NONE: u32 = u32::MAX;
 

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use stallfree_comm::Part;
 use stallfree_core::{Batch, Chunk, PENDING_TOKEN, SampleSpec, SeqId, SeqMap, StepOutput, TokenId};
-use stallfree_kernels::{Backend, RaggedSeq, SampleRows, StepInputs, chosen_at};
+use stallfree_kernels::{Backend, MAX_BLOCK_IDS, RaggedSeq, SampleRows, StepInputs, chosen_at};
 use stallfree_models::Model;
 use stallfree_transfer::{KvPart, RankMemory};
 
@@ -170,9 +170,7 @@ impl<B: Backend> Runner<B> {
     /// Returns where the pass ends that begins with chunk `first`: after as many chunks as there is memory for, at least one.
     /// A prefix that is shared within a batch is written by the earlier chunk, so in an earlier pass or the same.
     fn end_of_pass(&self, batch: &Batch, first: usize) -> usize {
-        let start = batch.chunks[first].tokens.start;
-        let fits = |chunk: &&Chunk| chunk.tokens.end - start <= self.max_tokens;
-        first + batch.chunks[first..].iter().take_while(fits).count().max(1)
+        first + chunks_of_pass(&batch.chunks[first..], self.max_tokens)
     }
 
     fn run_pass(
@@ -294,6 +292,16 @@ impl<B: Backend> Runner<B> {
     }
 }
 
+/// Returns how many of `chunks` one pass takes.
+fn chunks_of_pass(chunks: &[Chunk], max_tokens: usize) -> usize {
+    let Some(first) = chunks.first() else { return 0 };
+    let fits = |chunk: &&Chunk| {
+        chunk.tokens.end - first.tokens.start <= max_tokens
+            && chunk.blocks.end - first.blocks.start <= MAX_BLOCK_IDS
+    };
+    chunks.iter().take_while(fits).count().max(1)
+}
+
 /// Returns whether the host has to know the tokens of the batch before.
 fn needs_known_tokens(batch: &Batch) -> bool {
     let ends_pending = |spec: &SampleSpec| {
@@ -310,4 +318,40 @@ fn needs_known_tokens(batch: &Batch) -> bool {
         |spec: &SampleSpec| one_choice && spec.params.bad_words.iter().all(|word| word.len() == 1);
     let mut specs = batch.chunks.iter().filter_map(|chunk| chunk.sample.as_ref());
     specs.any(|spec| ends_pending(spec) && !by_device(spec))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Range;
+
+    use stallfree_core::{Chunk, SeqId};
+    use stallfree_kernels::MAX_BLOCK_IDS;
+
+    use super::chunks_of_pass;
+
+    #[test]
+    fn a_pass_ends_where_memory_does() {
+        let check = |max_tokens: usize, each: [usize; 2], first: usize, expected: usize| {
+            let range = |seq: usize, len: usize| -> Range<usize> { seq * len..(seq + 1) * len };
+            let chunk = |seq: usize| Chunk {
+                seq: SeqId(seq as u64),
+                num_computed_tokens: 0,
+                tokens: range(seq, each[0]),
+                blocks: range(seq, each[1]),
+                sample: None,
+                prompt_logprobs: None,
+            };
+            let chunks: Vec<_> = (0..1024).map(chunk).collect();
+            assert_eq!(chunks_of_pass(&chunks[first..], max_tokens), expected, "{each:?}");
+        };
+        check(2048, [1, 10], 0, 1024);
+        check(100, [1, 10], 0, 100);
+        check(100, [1, 10], 1000, 24);
+        check(100, [101, 10], 1000, 1);
+        // Block tables of 131,072 tokens, in blocks of 16 and of 1.
+        check(2048, [1, 8192], 0, 512);
+        check(2048, [1, 8192], 700, 324);
+        check(2048, [1, 131_072], 5, 32);
+        check(2048, [1, MAX_BLOCK_IDS + 1], 0, 1);
+    }
 }

@@ -20,7 +20,7 @@ use super::kv_block::KvBlock;
 use super::must;
 use super::peers::Then;
 use super::recordings::{Recording, Recordings, padded_seqs, sizes};
-use super::step::{Padding, Staging, Step, tiles};
+use super::step::{Padding, Staging, Step, input_bytes, tiles};
 use super::upload::WeightUpload;
 use super::{
     CudaError, CudaKv, CudaKvHost, Epilogue, Gather, HeadShape, KvLayer, Operands,
@@ -31,8 +31,6 @@ use crate::{
     AttentionSpec, Backend, KernelError, KvSpec, QkNorm, SampleRows, StepInputs, WeightTensor,
 };
 
-/// Bytes of a step's inputs: token ids, positions, slots, block tables.
-const INPUT_BYTES: usize = 32 << 20;
 /// Bytes of scratch memory for products: parts of split sums.
 const WORKSPACE_BYTES: usize = 36 << 20;
 /// Bytes of the counters by which the parts of a split attention find out who is last.
@@ -153,12 +151,13 @@ impl CudaBackend {
         let weights = DeviceArena::new(&device, config.weight_bytes)?;
         let chosen_bytes = config.max_tokens.max(1024) * 4;
         let sampling_bytes = Sample::ROOM_BYTES + Sample::FOUND_BYTES + chosen_bytes;
+        let input_bytes = input_bytes(config.max_tokens);
         let fixed =
-            INPUT_BYTES + WORKSPACE_BYTES + COUNTER_BYTES + chosen_bytes + sampling_bytes + 4096;
+            input_bytes + WORKSPACE_BYTES + COUNTER_BYTES + chosen_bytes + sampling_bytes + 4096;
         let all = config.activation_bytes.total() + fixed;
         let mut working = DeviceArena::new(&device, all)?;
         let activations = Activations::new(&mut working, config.activation_bytes)?;
-        let inputs = working.take("a step's inputs", INPUT_BYTES)?;
+        let inputs = working.take("a step's inputs", input_bytes)?;
         let counters = working.take("counters", COUNTER_BYTES)?;
         stream.fill(counters, 0)?;
         let chosen = Chosen::new(working.take("choices", chosen_bytes)?);

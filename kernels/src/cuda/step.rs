@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use stallfree_device::{Device, DeviceError, DeviceSlice, Stream, Upload};
 
+use super::recordings::STEP_MULTIPLE;
 use super::{DecodeBatch, PagedAttentionPrefill, PrefillBatch};
-use crate::{RaggedSeq, StepInputs};
+use crate::{MAX_BLOCK_IDS, RaggedSeq, StepInputs};
 
 /// A step's inputs, as ranges of one upload.
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +63,22 @@ fn word(value: usize) -> u32 {
 /// Returns how many words a list of `len` takes: each begins where the device can read 16 bytes at once.
 const fn room(len: usize) -> usize {
     len.next_multiple_of(4)
+}
+
+/// Returns how many words a step's inputs take: token ids, positions and slots, what is known of sequences, block tables.
+const fn num_words(
+    num_tokens: usize,
+    num_singles: usize,
+    num_chunks: usize,
+    num_blocks: usize,
+) -> usize {
+    3 * room(num_tokens) + 4 * (room(num_singles) + room(num_chunks)) + room(num_blocks)
+}
+
+/// Returns how many bytes the inputs of steps of up to `max_tokens` tokens take, filled up or not.
+pub(super) const fn input_bytes(max_tokens: usize) -> usize {
+    let most = max_tokens + STEP_MULTIPLE;
+    4 * num_words(most, most, most, MAX_BLOCK_IDS + 1)
 }
 
 /// Where lists of words are put one after the other: in page-locked memory, and on the device in `region`.
@@ -133,9 +150,7 @@ impl Staging {
         self.chunks.extend(chunks.clone().map(|seq| (seq.rows.len(), seq.context_len)));
         let (num_tokens, num_chunks) = (num_given + padding.rows, self.chunks.len());
         let num_singles = inputs.seqs.len() + padding.rows - num_chunks;
-        let num_words = 3 * room(num_tokens)
-            + 4 * (room(num_singles) + room(num_chunks))
-            + room(last_block + 1);
+        let num_words = num_words(num_tokens, num_singles, num_chunks, last_block + 1);
         if num_words * 4 > region.len() {
             let (what, left) = ("a step's inputs".to_owned(), region.len());
             return Err(DeviceError::ArenaFull { what, bytes: num_words * 4, left });
