@@ -272,6 +272,12 @@ impl Checkpoint {
                 got: weight.shape,
             });
         }
+        if weight.shape.len() == 1 && weight.dtype.block_len() > 1 {
+            return Err(Error::Unsupported {
+                what: format!("weight {}: a vector of type {:?}", weight.name, weight.dtype),
+                supported: "vectors of type F32, F16, BF16".to_owned(),
+            });
+        }
         match &self.weights {
             Weights::Gguf(_) if self.is_paired(name) => {
                 Ok(weight.unpair_rows(self.config.head_dim))

@@ -4,7 +4,7 @@ mod gguf;
 mod hf;
 
 use stallfree_comm::Share;
-use stallfree_kernels::{AttentionSpec, WeightType};
+use stallfree_kernels::{AttentionSpec, MAX_VOCAB, WeightType};
 
 use crate::Error;
 
@@ -156,6 +156,11 @@ impl ModelConfig {
                     format!("{value} is not between 1 and {MAX_DIMENSION}"),
                 ));
             }
+        }
+        if self.vocab_size > MAX_VOCAB {
+            let problem =
+                format!("{} tokens; at most {MAX_VOCAB} can be drawn from", self.vocab_size);
+            return Err(Error::config("vocab_size", problem));
         }
         if self.num_parameters() > MAX_PARAMETERS {
             let problem =

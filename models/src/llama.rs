@@ -146,7 +146,7 @@ fn load_rope<B: Backend>(loader: &mut Loader<'_, B>) -> Result<B::Rope, Error> {
     const FACTORS: &str = "rope_freqs.weight";
     if loader.has(FACTORS) {
         let factors = loader.weight(FACTORS, &[inv_freq.len()])?;
-        for (freq, factor) in inv_freq.iter_mut().zip(factors.floats().unwrap_or_default()) {
+        for (freq, factor) in inv_freq.iter_mut().zip(factors.to_f32()) {
             *freq /= factor;
         }
     }

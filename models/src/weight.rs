@@ -109,8 +109,8 @@ impl Weight<'_> {
         Ok(Self { dtype, bytes: encode(&values, dtype).into(), ..self })
     }
 
-    /// Returns a plain weight's values.
-    fn to_f32(&self) -> Vec<f32> {
+    /// Returns a plain weight's values, as every vector is.
+    pub(crate) fn to_f32(&self) -> Vec<f32> {
         let (pairs, _) = self.bytes.as_chunks::<2>();
         let (quads, _) = self.bytes.as_chunks::<4>();
         match self.dtype {
@@ -122,11 +122,6 @@ impl Weight<'_> {
             }
             _ => quads.iter().map(|&quad| f32::from_le_bytes(quad)).collect(),
         }
-    }
-
-    /// Returns a plain vector's values, or nothing if it is quantized.
-    pub(crate) fn floats(&self) -> Option<Vec<f32>> {
-        (self.dtype.block_len() == 1).then(|| self.to_f32())
     }
 }
 

@@ -26,6 +26,11 @@ pub(crate) struct GgufModel {
 
 impl GgufModel {
     pub(crate) fn write(architecture: &str, name: &str, dtype: GgmlDType) -> Self {
+        Self::with_biases(architecture, name, [dtype, GgmlDType::F32])
+    }
+
+    /// Writes matrices and biases of two types.
+    pub(crate) fn with_biases(architecture: &str, name: &str, types: [GgmlDType; 2]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let overrides = json!({
             "hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8,
@@ -39,10 +44,14 @@ impl GgufModel {
         let mut tensors = Vec::new();
         let mut dequantized = Weights::new();
         for (canonical, weight) in weights {
-            let paired =
-                name == "llama" && (canonical.contains("q_proj") || canonical.contains("k_proj"));
+            let rotated = canonical.contains("q_proj") || canonical.contains("k_proj");
+            let paired = name == "llama" && rotated && weight.rank() == 2;
             let stored = if paired { pair_rows(&weight, 32) } else { weight.clone() };
-            let dtype = if weight.rank() == 1 { GgmlDType::F32 } else { dtype };
+            let dtype = match weight.rank() {
+                1 if canonical.ends_with(".bias") => types[1],
+                1 => GgmlDType::F32,
+                _ => types[0],
+            };
             let quantized = QTensor::quantize(&stored, dtype).unwrap();
             // Quantization works row by row, so the rows' order does not matter to it.
             let value =

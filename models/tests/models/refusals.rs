@@ -11,14 +11,29 @@ use stallfree_models::tiny::TinyModel;
 use stallfree_models::{Checkpoint, LoadOptions, load};
 
 use crate::gguf::GgufModel;
+use crate::running::Running;
 
-/// Opens and loads the model at `path`, and returns the error, which is a single line.
+/// Opens, loads and runs the model at `path`, and returns the error, which is a single line.
 fn error_of(path: &Path) -> Option<String> {
     let config = CpuConfig { num_threads: 1, ..CpuConfig::default() };
     let mut backend = CpuBackend::new(config).unwrap();
-    let result = Checkpoint::open(path)
-        .and_then(|checkpoint| load(&checkpoint, &mut backend, &LoadOptions::default()));
-    let message = result.err()?.to_string();
+    let opened = Checkpoint::open(path).and_then(|checkpoint| {
+        let model = load(&checkpoint, &mut backend, &LoadOptions::default())?;
+        assert!(!checkpoint.describe().is_empty());
+        checkpoint.fingerprint()?;
+        checkpoint.tokenizer_source()?;
+        checkpoint.special_tokens()?;
+        checkpoint.chat_template()?;
+        checkpoint.generation_config()?;
+        Ok(model)
+    });
+    let message = match opened {
+        Ok(model) => {
+            Running::new(model, backend).logits(&[1, 0], &[]);
+            return None;
+        }
+        Err(error) => error.to_string(),
+    };
     assert!(message.len() < 1000 && !message.contains('\n'), "not one short line");
     Some(message)
 }
@@ -67,6 +82,10 @@ fn settings_that_make_no_model() {
     check_config(json!({"num_key_value_heads": 3}), &["num_key_value_heads", "3", "4"]);
     check_config(json!({"num_attention_heads": 0}), &["num_attention_heads"]);
     check_config(json!({"vocab_size": u64::MAX}), &["vocab_size"]);
+    check_config(
+        json!({"vocab_size": (1 << 20) + 1}),
+        &["vocab_size", "1048577", "at most 1048576"],
+    );
     check_config(
         json!({"num_hidden_layers": 100_000_000, "hidden_size": 1_000_000}),
         &["parameters"],
@@ -121,6 +140,14 @@ fn a_truncated_file_names_its_tensor() {
 }
 
 #[test]
+fn a_quantized_vector_is_named() {
+    let types = [GgmlDType::Q8_0, GgmlDType::Q4_0];
+    let gguf = GgufModel::with_biases("Qwen2ForCausalLM", "llama", types);
+    let message = error_of(&gguf.path()).unwrap();
+    assert!(message.contains("blk.0.attn_q.bias: a vector of type Q4_0"), "{message}");
+}
+
+#[test]
 fn a_shard_that_is_missing_is_named() {
     let folder = tempfile::tempdir().unwrap();
     TinyModel::new("LlamaForCausalLM").write(folder.path()).unwrap();
@@ -165,6 +192,36 @@ fn damaged_files_never_panic() {
         check_damaged(&config, folder.path(), damage.clone());
         check_damaged(&gguf.path(), &gguf.path(), damage);
     });
+}
+
+#[test]
+fn wrong_settings_never_panic() {
+    let wrong =
+        json!([null, true, -1, 0, 1, 3, u32::MAX, u64::MAX, 1e300, "", "llama3", [], [{}], {}]);
+    let scaling = json!({
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 512,
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let overrides = json!({"sliding_window": 8, "rope_scaling": scaling});
+    TinyModel { overrides, ..TinyModel::new("MistralForCausalLM") }.write(folder.path()).unwrap();
+    assert_eq!(error_of(folder.path()), None);
+    for (file, inner) in
+        [("config.json", "/rope_scaling"), ("config.json", ""), ("tokenizer_config.json", "")]
+    {
+        let path = folder.path().join(file);
+        let intact = fs::read(&path).unwrap();
+        let json: Value = serde_json::from_slice(&intact).unwrap();
+        for key in json.pointer(inner).unwrap().as_object().unwrap().keys() {
+            for value in wrong.as_array().unwrap() {
+                let mut damaged = json.clone();
+                damaged.pointer_mut(inner).unwrap()[key] = value.clone();
+                fs::write(&path, damaged.to_string()).unwrap();
+                error_of(folder.path());
+            }
+        }
+        fs::write(&path, intact).unwrap();
+    }
 }
 
 /// What does not divide is said in one line, before a weight is read.

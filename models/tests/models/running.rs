@@ -43,6 +43,10 @@ impl Running {
         let config = CpuConfig { kv_type: KvType::F32, num_threads: 2, ..CpuConfig::default() };
         let mut backend = CpuBackend::with_peers(config, peers).unwrap();
         let model = load(checkpoint, &mut backend, options).unwrap();
+        Self::new(model, backend)
+    }
+
+    pub(crate) fn new(model: Box<dyn Model<CpuBackend>>, mut backend: CpuBackend) -> Self {
         backend.allocate_kv(&model.kv_spec(NUM_BLOCKS, BLOCK_SIZE)).unwrap();
         Self { model, backend }
     }
