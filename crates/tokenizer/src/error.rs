@@ -14,8 +14,8 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// A GGUF file's vocabulary is incomplete or contradicts itself.
-    #[error("the GGUF file's vocabulary is unusable: {0}")]
+    /// A vocabulary is incomplete, contradicts itself or is too large.
+    #[error("the tokenizer's vocabulary is unusable: {0}")]
     Vocab(String),
     /// The vocabulary or its way of splitting text is of a kind that this crate does not know.
     #[error("{what} {found:?} is not supported; supported: {supported}")]

@@ -6,9 +6,11 @@
 
 mod pieces;
 
+use std::panic::catch_unwind;
 use std::path::Path;
 
-use stallfree_core::TokenId;
+use serde::de::IgnoredAny;
+use stallfree_core::{TokenId, panic_message};
 use tokenizers::DecoderWrapper;
 
 use crate::{Error, GgufVocab, gguf};
@@ -30,9 +32,7 @@ impl Tokenizer {
         let path = path.as_ref();
         let file_error = |reason: String| Error::File { path: path.to_owned(), reason };
         let bytes = std::fs::read(path).map_err(|e| file_error(e.to_string()))?;
-        let inner =
-            tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| file_error(e.to_string()))?;
-        Self::new(inner)
+        Self::new(read(&bytes).map_err(file_error)?)
     }
 
     /// Builds a tokenizer from the metadata of a GGUF file.
@@ -43,10 +43,7 @@ impl Tokenizer {
         Self::new(gguf::build(vocab)?)
     }
 
-    fn new(mut inner: tokenizers::Tokenizer) -> Result<Self, Error> {
-        // Files made for training may cut or pad every text; serving must see all of it and nothing else.
-        inner.with_padding(None);
-        inner.with_truncation(None).map_err(|e| Error::Vocab(e.to_string()))?;
+    fn new(inner: tokenizers::Tokenizer) -> Result<Self, Error> {
         let pieces = Pieces::of(&inner)?;
         Ok(Self { inner, pieces })
     }
@@ -82,12 +79,6 @@ impl Tokenizer {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// Returns the token that is written like this in the vocabulary.
-    #[must_use]
-    pub fn token_to_id(&self, token: &str) -> Option<TokenId> {
-        self.inner.token_to_id(token)
-    }
-
     /// Returns how a token is written in the vocabulary (`Ġthe`, `▁the`); not the text it stands for.
     #[must_use]
     pub fn id_to_token(&self, id: TokenId) -> Option<String> {
@@ -121,6 +112,23 @@ impl Tokenizer {
     pub(crate) const fn pieces(&self) -> &Pieces {
         &self.pieces
     }
+}
+
+/// Reads a `tokenizer.json`. The library panics at some that are cut off or contradict themselves, and should refuse them.
+fn read(bytes: &[u8]) -> Result<tokenizers::Tokenizer, String> {
+    serde_json::from_slice::<IgnoredAny>(bytes).map_err(|e| e.to_string())?;
+    let read = || {
+        let mut tokenizer = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| e.to_string())?;
+        // Files made for training may cut or pad every text; serving must see all of it and nothing else.
+        tokenizer.with_padding(None);
+        tokenizer.with_truncation(None).map_err(|e| e.to_string())?;
+        // What is put around a text is looked up only when there is one.
+        drop(tokenizer.encode_fast("a", true));
+        Ok(tokenizer)
+    };
+    catch_unwind(read).unwrap_or_else(|panic| {
+        Err(format!("its parts contradict each other ({})", panic_message(&*panic)))
+    })
 }
 
 /// How a vocabulary's tokens turn into text.

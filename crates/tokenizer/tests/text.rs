@@ -136,7 +136,34 @@ fn damaged_vocabularies_are_refused_with_the_reason() {
     check(GgufVocab { token_types: vec![1], ..byte_level("default") }, "1 token types");
     check(GgufVocab { merges: vec!["one".into()], ..byte_level("default") }, "\"one\"");
     check(GgufVocab { merges: vec!["zz q".into()], ..byte_level("default") }, "zz");
+    let mut long = sentencepiece();
+    long.tokens[270] = "l".repeat(1025);
+    check(long, "token 270 is 1025 bytes long");
     assert!(matches!(Tokenizer::from_file("/nowhere"), Err(Error::File { .. })));
+}
+
+#[test]
+fn vocabularies_with_strange_tokens_work_or_are_refused() {
+    let check = |vocab: GgufVocab| {
+        let Ok(tokenizer) = Tokenizer::from_gguf(vocab) else { return };
+        let tokens = tokenizer.encode("hello <s><|s|> the é\n", true).unwrap_or_default();
+        assert!(tokenizer.decode(&tokens, true).len() < 1000);
+    };
+    for vocab in [sentencepiece(), byte_level("default"), byte_level("llama-bpe")] {
+        for id in (0..vocab.tokens.len()).rev().take(24).chain([0, 1, 2]) {
+            for text in ["", " ", "<s>", "▁", "é", "a b", "h", "<0x0A>", "<|s|>", "$A", "\0"] {
+                let mut changed = vocab.clone();
+                changed.tokens[id] = text.to_owned();
+                check(changed);
+            }
+            for (kind, score) in (-1..8).zip([0.0, f32::NAN, f32::INFINITY].into_iter().cycle()) {
+                let mut changed = vocab.clone();
+                changed.token_types[id] = kind;
+                changed.scores.iter_mut().skip(id).take(1).for_each(|old| *old = score);
+                check(changed);
+            }
+        }
+    }
 }
 
 #[test]

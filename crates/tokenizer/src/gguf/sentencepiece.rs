@@ -15,6 +15,8 @@ use super::{GgufVocab, USER_DEFINED, vocab_error};
 use crate::Error;
 
 const NORMAL: i32 = 1;
+/// The longest token in bytes: all ways to cut it are tried, which takes a time that grows with its square.
+const MAX_LEN: usize = 1024;
 
 pub(super) fn build(vocab: &GgufVocab) -> Result<Tokenizer, Error> {
     if vocab.scores.len() != vocab.tokens.len() {
@@ -25,7 +27,7 @@ pub(super) fn build(vocab: &GgufVocab) -> Result<Tokenizer, Error> {
         )));
     }
     let ids = vocab.ids();
-    let merges = merges(vocab, &ids);
+    let merges = merges(vocab, &ids)?;
     let mut bpe = BPE::builder().vocab_and_merges(ids, merges).byte_fallback(true).fuse_unk(true);
     if let Some(unk) = vocab.unk.and_then(|id| vocab.token(id)) {
         bpe = bpe.unk_token(unk.to_owned());
@@ -48,11 +50,17 @@ pub(super) fn build(vocab: &GgufVocab) -> Result<Tokenizer, Error> {
     Ok(tokenizer)
 }
 
-fn merges(vocab: &GgufVocab, ids: &Vocab) -> Merges {
+fn merges(vocab: &GgufVocab, ids: &Vocab) -> Result<Merges, Error> {
     let mut merges = Vec::new();
     for (id, token) in vocab.tokens.iter().enumerate() {
         if !matches!(vocab.type_of(id), NORMAL | USER_DEFINED) {
             continue;
+        }
+        if token.len() > MAX_LEN {
+            let len = token.len();
+            return Err(Error::Vocab(format!(
+                "token {id} is {len} bytes long; at most {MAX_LEN} are possible"
+            )));
         }
         for (cut, _) in token.char_indices().skip(1) {
             let (left, right) = token.split_at(cut);
@@ -62,5 +70,5 @@ fn merges(vocab: &GgufVocab, ids: &Vocab) -> Merges {
         }
     }
     merges.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-    merges.into_iter().map(|(_, _, merge)| merge).collect()
+    Ok(merges.into_iter().map(|(_, _, merge)| merge).collect())
 }

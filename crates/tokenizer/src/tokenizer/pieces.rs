@@ -16,13 +16,22 @@ pub(crate) struct Pieces {
 
 /// Lies with the ends, so that what is to be known of a token is in one place.
 const SPECIAL: u32 = 1 << 31;
+/// The highest id that a token may have: memory is taken for all ids below it, and real vocabularies have far fewer.
+const MAX_ID: TokenId = 1 << 24;
 
 impl Pieces {
     pub(crate) fn of(tokenizer: &tokenizers::Tokenizer) -> Result<Self, Error> {
         let scheme = Scheme::of(tokenizer.get_decoder())?;
         let added = tokenizer.get_added_tokens_decoder();
         let vocab = tokenizer.get_vocab(true);
-        let len = vocab.values().copied().max().map_or(0, |id| id as usize + 1);
+        let last = vocab.iter().max_by_key(|(_, id)| **id);
+        if let Some((text, id)) = last.filter(|(_, id)| **id > MAX_ID) {
+            let text: String = text.chars().take(40).collect();
+            return Err(Error::Vocab(format!(
+                "its token {text:?} has the id {id}; the highest possible is {MAX_ID}"
+            )));
+        }
+        let len = last.map_or(0, |(_, &id)| id as usize + 1);
         let mut texts: Vec<Option<&str>> = vec![None; len];
         for (text, &id) in &vocab {
             texts[id as usize] = Some(text);
