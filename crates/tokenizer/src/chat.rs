@@ -90,7 +90,7 @@ impl ChatTemplate {
 
     /// Renders a conversation: a list of messages as OpenAI's API writes them.
     ///
-    /// A message's content may be a string or a list of text parts, whichever of the two the template was written for.
+    /// A message's content may be a string, a list of text parts, or absent, whichever the template was written for.
     ///
     /// # Errors
     /// The messages are malformed, the template refuses them (`raise_exception`), or it fails on them.

@@ -40,7 +40,11 @@ pub(super) fn adapt(messages: &Json, accepts: Accepts) -> Result<Json, Error> {
         if !message.get("role").is_some_and(Json::is_string) {
             return Err(Error::Messages(format!("[{i}].role must be a string")));
         }
-        let Some(content) = message.get_mut("content") else { continue };
+        let content = message.entry("content").or_insert(Json::Null);
+        if content.is_null() {
+            // As vLLM does: most templates join texts, and histories have messages that only called tools.
+            *content = Json::String(String::new());
+        }
         check_content(content).map_err(|what| Error::Messages(format!("[{i}].content{what}")))?;
         match content {
             Json::String(text) if !accepts.strings && accepts.parts => {
@@ -68,7 +72,7 @@ fn part_text(part: &Json) -> Option<&str> {
 
 fn check_content(content: &Json) -> Result<(), String> {
     match content {
-        Json::Null | Json::String(_) => Ok(()),
+        Json::String(_) => Ok(()),
         Json::Array(parts) => parts
             .iter()
             .enumerate()

@@ -132,6 +132,10 @@ fn content_takes_the_form_that_the_template_was_written_for() {
     check(MISTRAL, &parts, &options(), "<s>[INST] a\nb [/INST]");
     check(PARTS, &strings, &options(), "user:a\nb;");
     check(PARTS, &parts, &options(), "user:ab;");
+    let nothing = json!([{ "role": "user", "content": null }]);
+    check(MISTRAL, &nothing, &options(), "<s>[INST]  [/INST]");
+    check(MISTRAL, &json!([{ "role": "user" }]), &options(), "<s>[INST]  [/INST]");
+    check(PARTS, &nothing, &options(), "user:;");
 }
 
 #[test]
