@@ -1,5 +1,7 @@
 //! Reads single fields of a JSON object.
 
+use std::borrow::Cow;
+
 use serde_json::{Map, Value};
 use stallfree_core::TokenId;
 
@@ -52,7 +54,8 @@ impl Fields {
         accept: impl Fn(i64) -> bool,
     ) -> Result<Option<i64>, ApiError> {
         let Some(value) = self.value(name) else { return Ok(None) };
-        let number = integer(value).ok_or_else(|| wrong_type(name, "an integer", value))?;
+        let number =
+            integer(value).ok_or_else(|| wrong_type(name, "an integer of 64 bits", value))?;
         if accept(number) { Ok(Some(number)) } else { Err(out_of_range(name, rule, value)) }
     }
 
@@ -151,13 +154,13 @@ fn out_of_range(name: &str, rule: &str, got: &Value) -> ApiError {
     ApiError::param(name, format!("`{name}` must be {rule}, not {got}."))
 }
 
-fn kind_of(value: &Value) -> &'static str {
-    match value {
+fn kind_of(value: &Value) -> Cow<'static, str> {
+    Cow::Borrowed(match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",
-        Value::Number(_) => "this number",
+        Value::Number(number) => return Cow::Owned(number.to_string()),
         Value::String(_) => "a string",
         Value::Array(_) => "a list",
         Value::Object(_) => "an object",
-    }
+    })
 }

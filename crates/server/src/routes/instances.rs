@@ -1,6 +1,7 @@
 //! `/admin/instances`: what the instances of a deployment are for, and which of them drain.
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use serde_json::{Value, json};
 use stallfree_core::InstanceId;
@@ -19,9 +20,10 @@ pub(crate) async fn list(State(state): State<AppState>) -> Json<Value> {
 /// Changes an instance's `role`, or lets it drain, and answers with how it is from then on.
 pub(crate) async fn change(
     State(state): State<AppState>,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
     body: Body,
 ) -> Result<Json<Value>, ApiError> {
+    let Path(id) = id.map_err(|error| ApiError::invalid(error.to_string()))?;
     let change = body.read(&state, |_, fields| read_change(fields)).await?;
     let number = id.parse().map(InstanceId).ok();
     let changed = number.and_then(|number| state.engine().change_instance(number, change));

@@ -1,6 +1,7 @@
 //! `/v1/models`: what is served.
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use serde_json::{Value, json};
 
@@ -16,8 +17,9 @@ pub(crate) async fn list(State(state): State<AppState>) -> Json<Value> {
 /// Describes one model.
 pub(crate) async fn retrieve(
     State(state): State<AppState>,
-    Path(name): Path<String>,
+    name: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, ApiError> {
+    let Path(name) = name.map_err(|error| ApiError::invalid(error.to_string()))?;
     state.check_model(Some(&name))?;
     Ok(Json(card(&state, &name)))
 }

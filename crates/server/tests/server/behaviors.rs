@@ -307,6 +307,7 @@ async fn models_and_version() {
     );
     assert_eq!((&model["object"], &model["max_model_len"]), (&json!("model"), &json!(512)));
     assert_eq!(&world.get("/v1/models/tiny").await.json(), model);
+    assert!(world.get("/v1/models/%ff").await.json()["error"]["message"].is_string());
     let missing = world.get("/v1/models/org/other").await;
     assert_eq!(
         (missing.status.as_u16(), &missing.json()["error"]["type"]),
