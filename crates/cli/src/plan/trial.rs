@@ -30,7 +30,7 @@ const NUM_PROMPTS: usize = 400;
 const SECONDS: f64 = 60.0;
 
 /// And no more for each instance than so many, where a high rate would make a minute millions of them.
-const MOST_PROMPTS: usize = 4_000;
+const MOST_PROMPTS: usize = 10_000;
 
 /// Where placements are tried.
 #[derive(Debug)]
