@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 
 use super::SchedulingPolicy;
 use super::instance::KvTransport;
-use super::number::{millis, positive, share};
+use super::number::{millis, positive, ranks, share};
 
 /// Several instances in one server.
 #[derive(Clone, Debug, Args)]
@@ -89,7 +89,7 @@ impl FromStr for ReplicaSpec {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let number = |text: &str| text.trim().parse().ok().filter(|&number| number > 0);
+        let number = |text: &str| ranks(text.trim()).ok();
         let sizes = text.split_once(',').and_then(|(tp, pp)| number(tp).zip(number(pp)));
         let (tensor, pipeline) =
             sizes.ok_or_else(|| format!("'{text}' is not TENSOR,PIPELINE, such as 2,1"))?;

@@ -49,6 +49,17 @@ pub(crate) fn positive(text: &str) -> Result<usize, String> {
     }
 }
 
+/// Like [`positive`], but no more than ranks of any deployment.
+///
+/// # Errors
+/// As [`positive`].
+pub(crate) fn ranks(text: &str) -> Result<usize, String> {
+    match positive(text)? {
+        value if value > 1024 => Err("it must be at most 1024".to_owned()),
+        value => Ok(value),
+    }
+}
+
 /// Reads a share: more than 0, at most 1.
 ///
 /// # Errors

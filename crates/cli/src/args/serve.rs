@@ -10,7 +10,7 @@ use clap::{ArgAction, Args, ValueEnum};
 
 use super::deployment::DeploymentArgs;
 use super::key_value::key_value;
-use super::number::{Auto, count, millis, positive, share};
+use super::number::{Auto, count, millis, positive, ranks, share};
 
 /// The flags of `serve`.
 #[derive(Debug, Args)]
@@ -160,14 +160,14 @@ pub(crate) struct CacheArgs {
     #[arg(long, default_value = "auto")]
     pub(crate) device: DeviceKind,
     /// GPUs that share each layer; on the CPU, threads that do as they would
-    #[arg(long, value_name = "N", value_parser = positive, default_value = "1")]
+    #[arg(long, value_name = "N", value_parser = ranks, default_value = "1")]
     pub(crate) tensor_parallel_size: usize,
     /// Stages of layers, one after the other, each with its own GPUs
-    #[arg(long, value_name = "N", value_parser = positive, default_value = "1")]
+    #[arg(long, value_name = "N", value_parser = ranks, default_value = "1")]
     pub(crate) pipeline_parallel_size: usize,
     /// Processes that share the ranks, on one host or several, started with the same flags but for
     /// --node-rank
-    #[arg(long, value_name = "N", value_parser = positive, default_value = "1")]
+    #[arg(long, value_name = "N", value_parser = ranks, default_value = "1")]
     pub(crate) nnodes: usize,
     /// Which of the processes this is; 0 answers requests
     #[arg(long, value_name = "N", value_parser = count, default_value = "0")]

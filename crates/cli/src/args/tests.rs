@@ -131,6 +131,8 @@ fn what_is_unknown_or_wrong_is_named() {
     check_refused("--dtype int3", &["int3", "bfloat16"]);
     check_refused("a --model b", &["cannot be used with"]);
     check_refused("--api-key=", &["--api-key"]);
+    check_refused("-tp 1000000000000", &["--tensor-parallel-size", "at most 1024"]);
+    check_refused("--replica-spec 1,1000000000000", &["TENSOR,PIPELINE"]);
     check_refused("--served-model-name=", &["--served-model-name"]);
     check_refused("--max-model-len 1e4", &["25.6k"]);
 }
