@@ -72,7 +72,7 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 pub(crate) struct ChatArgs {
     /// Chat with the server at this address instead of loading a model here
-    #[arg(long, value_name = "URL", conflicts_with = "model")]
+    #[arg(long, value_name = "URL", conflicts_with_all = ["model", "model_flag"])]
     pub(crate) url: Option<String>,
     /// API key of that server
     #[arg(long, env = "OPENAI_API_KEY", hide_env_values = true, requires = "url")]

@@ -16,7 +16,7 @@ pub struct SeqOutput {
     pub prompt_logprobs: Vec<Vec<TokenLogprob>>,
     /// Set on the last output.
     pub finished: Option<Finished>,
-    /// Set on the last output instead, if the engine was lost or nobody took the sequence.
+    /// Set on the last output instead: the engine was lost, nobody took the sequence, or the model could not go on with it.
     pub error: Option<String>,
     /// Set with `error` if nothing is lost: when to try again.
     pub retry_after: Option<Duration>,

@@ -76,6 +76,14 @@ impl KvCacheManager {
         self.walk_prefix(table, tokens, |_, _| ()) * self.block_size
     }
 
+    /// Returns the blocks that they are in.
+    #[must_use]
+    pub fn prefix_blocks(&mut self, table: &mut BlockTable, tokens: &[TokenId]) -> Vec<BlockId> {
+        let mut blocks = Vec::new();
+        self.walk_prefix(table, tokens, |_, block| blocks.push(block));
+        blocks
+    }
+
     /// Fills an empty table: cached blocks for the longest cached prefix of `tokens`, new ones up to `num_tokens(cached)` tokens,
     /// where `cached` is how many tokens that prefix has (none unless `share`).
     ///
@@ -160,10 +168,10 @@ impl KvCacheManager {
         table.num_indexed = table.num_indexed.min(num_blocks);
     }
 
-    /// Returns how many blocks nobody but this table holds, which are free once it is.
+    /// Returns how many tables hold a block.
     #[must_use]
-    pub fn num_unshared(&self, table: &BlockTable) -> usize {
-        table.blocks.iter().filter(|&&block| self.pool.num_users(block) == 1).count()
+    pub fn num_users(&self, block: BlockId) -> usize {
+        self.pool.num_users(block) as usize
     }
 
     /// Forgets every prefix: from now on nothing that was computed before is found.

@@ -1,6 +1,8 @@
 //! The verbs with which a policy plans a step.
 
-use stallfree_core::Time;
+use std::collections::HashMap;
+
+use stallfree_core::{BlockId, Time};
 use stallfree_kvcache::KvCacheManager;
 
 use crate::queues::{Entry, Queues, Slot};
@@ -205,28 +207,45 @@ impl<'a> Step<'a> {
 
     /// Returns how many of the last running sequences have to go before the first waiting one has its seat and blocks; none if
     /// it is there already, or if not even all of strictly lower priority would do.
-    fn num_to_yield(&self) -> usize {
-        let State { config, queues, kv, watermark, .. } = &*self.state;
-        let Some(first) = self.waiting(0).filter(|first| first.num_pending == 0) else { return 0 };
-        let needed = match self.state.admission {
-            Admission::ThisChunk => first.num_tokens().min(config.max_num_batched_tokens),
-            _ => first.num_tokens(),
+    fn num_to_yield(&mut self) -> usize {
+        let State { config, admission, queues, kv, .. } = &mut *self.state;
+        let Some(&slot) = queues.waiting.front() else { return 0 };
+        let Entry { seq, table, .. } = queues.at_mut(slot);
+        if seq.num_pending > 0 {
+            return 0;
+        }
+        let share = seq.reads_prefix_cache;
+        let prefix = if share { kv.prefix_blocks(table, &seq.tokens) } else { Vec::new() };
+        let num_tokens = match admission {
+            Admission::ThisChunk => {
+                let cached = prefix.len() * kv.block_size();
+                seq.num_tokens().min(config.max_num_batched_tokens + cached)
+            }
+            _ => seq.num_tokens(),
         };
-        let needed = kv.blocks_for(needed);
-        let mut num_seats = config.max_num_seqs.saturating_sub(self.state.num_active());
+        let priority = seq.priority;
+        let num_held = prefix.iter().filter(|&&block| kv.num_users(block) > 0).count();
+        let needed = kv.blocks_for(num_tokens).saturating_sub(num_held);
+        // How many still hold a block once the victims are gone. What the waiting one shares is never free for anything else.
+        let mut users: HashMap<BlockId, usize> =
+            prefix.into_iter().map(|block| (block, usize::MAX)).collect();
+        let num_seats = config.max_num_seqs.saturating_sub(self.state.num_active());
+        let State { queues, kv, .. } = &*self.state;
         let mut num_blocks = kv.num_free_blocks();
         let mut lower = queues.running.iter().rev().map(|&slot| queues.at(slot));
         for num_victims in 0..=queues.running.len() {
-            let reserve = if num_victims == queues.running.len() { 0 } else { *watermark };
-            if num_seats > 0 && needed + reserve <= num_blocks {
+            let reserve =
+                if num_victims == queues.running.len() { 0 } else { self.state.watermark };
+            if num_seats + num_victims > 0 && needed + reserve <= num_blocks {
                 return num_victims;
             }
-            match lower.next() {
-                Some(entry) if first.priority < entry.seq.priority => {
-                    num_seats += 1;
-                    num_blocks += kv.num_unshared(&entry.table);
-                }
-                _ => return 0,
+            let Some(victim) = lower.next().filter(|entry| priority < entry.seq.priority) else {
+                return 0;
+            };
+            for &block in victim.table.blocks() {
+                let left = users.entry(block).or_insert_with(|| kv.num_users(block));
+                *left -= 1;
+                num_blocks += usize::from(*left == 0);
             }
         }
         0

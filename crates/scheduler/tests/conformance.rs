@@ -9,7 +9,7 @@ mod whim;
 
 use driver::{Arrival, Driver, StepRecord};
 use proptest::prelude::*;
-use stallfree_core::KvGeometry;
+use stallfree_core::{KvGeometry, SeqId};
 use stallfree_scheduler::{Admission, Ordering, POLICIES, Planner, Policy, SchedulerConfig};
 
 const ORDERINGS: [Ordering; 6] = [
@@ -174,4 +174,32 @@ fn a_small_cache_preempts_and_shares() {
             assert!(decodes_ahead, "{} at {max_in_flight} in flight", policy.name);
         }
     }
+}
+
+/// The waiting sequence shares most of its blocks, and the victims hold most of theirs together.
+#[test]
+fn priority_counts_what_is_shared() {
+    let arrival = |step: usize, priority: i32| Arrival {
+        step,
+        prompt_len: 44,
+        max_tokens: 12,
+        priority,
+        due: None,
+        leaves: None,
+        num_common: 40,
+    };
+    let arrivals = vec![arrival(0, 5), arrival(1, 5), arrival(3, 0)];
+    let config = SchedulerConfig {
+        ordering: Ordering::Priority,
+        max_model_len: 56,
+        watermark: 0.0,
+        ..Default::default()
+    };
+    // The first two have ten blocks in common and one or two more each.
+    let case = Case { config, geometry: KvGeometry { num_blocks: 14, block_size: 4 }, arrivals };
+    let sarathi = POLICIES.iter().find(|policy| policy.name == "sarathi").expect("it is built in");
+    let (driver, steps) = drain(sarathi, &case);
+    let admitted = steps.iter().position(|step| step.plan.admitted.contains(&SeqId(2)));
+    assert_eq!(admitted, Some(3), "{:?}", driver.planner.load());
+    assert_eq!(steps[3].plan.preempted, [SeqId(1)]);
 }

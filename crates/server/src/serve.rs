@@ -1,4 +1,4 @@
-//! Serves connections until told to stop, and then to the end of what is under way.
+//! Serves connections until told to stop, and then to the end of what is under way. HTTP/1.1 alone: a proxy in front speaks the rest.
 
 use std::future::Future;
 use std::sync::Arc;

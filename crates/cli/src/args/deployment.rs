@@ -89,11 +89,10 @@ impl FromStr for ReplicaSpec {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let number = |text: &str| ranks(text.trim()).ok();
-        let sizes = text.split_once(',').and_then(|(tp, pp)| number(tp).zip(number(pp)));
-        let (tensor, pipeline) =
-            sizes.ok_or_else(|| format!("'{text}' is not TENSOR,PIPELINE, such as 2,1"))?;
-        Ok(Self { tensor, pipeline })
+        let bad = |why: &str| format!("'{text}' is not TENSOR,PIPELINE, such as 2,1{why}");
+        let (tensor, pipeline) = text.split_once(',').ok_or_else(|| bad(""))?;
+        let number = |text: &str| ranks(text.trim()).map_err(|why| bad(&format!(": {why}")));
+        Ok(Self { tensor: number(tensor)?, pipeline: number(pipeline)? })
     }
 }
 

@@ -132,7 +132,7 @@ fn what_is_unknown_or_wrong_is_named() {
     check_refused("a --model b", &["cannot be used with"]);
     check_refused("--api-key=", &["--api-key"]);
     check_refused("-tp 1000000000000", &["--tensor-parallel-size", "at most 1024"]);
-    check_refused("--replica-spec 1,1000000000000", &["TENSOR,PIPELINE"]);
+    check_refused("--replica-spec 1,1000000000000", &["TENSOR,PIPELINE", "at most 1024"]);
     check_refused("--served-model-name=", &["--served-model-name"]);
     check_refused("--max-model-len 1e4", &["25.6k"]);
 }
@@ -142,7 +142,13 @@ fn other_commands_keep_their_words() {
     let parsed = parse(["stallfree", "chat", "--system", "enforce_eager"].map(Into::into)).unwrap();
     let Command::Chat(chat) = parsed.cli.command else { panic!("{parsed:?}") };
     assert_eq!(chat.system.as_deref(), Some("enforce_eager"));
-    for wrong in ["--max-tokens=0", "--temperature=nan", "--temperature=-1", "--url=http://h a"] {
+    for wrong in [
+        "--max-tokens=0",
+        "--temperature=nan",
+        "--temperature=-1",
+        "--url=http://h a",
+        "--url=http://h --model=a",
+    ] {
         let argv = ["stallfree", "chat"].into_iter().chain(wrong.split(' '));
         assert!(parse(argv.map(Into::into)).is_err(), "{wrong}");
     }

@@ -81,7 +81,8 @@ impl Answers for Client {
         }
         let mut answer = String::new();
         for line in BufReader::new(response.into_body().into_reader()).lines() {
-            let line = line.context("the answer broke off")?;
+            // As text: the terminal's own errors end the chat, this one does not.
+            let line = line.map_err(|error| anyhow!("the answer broke off: {error}"))?;
             let Some(data) = line.strip_prefix("data: ") else { continue };
             if data == "[DONE]" {
                 return Ok(answer);

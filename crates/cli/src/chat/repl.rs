@@ -69,7 +69,7 @@ impl<A: Answers> Repl<A> {
             if input.read_line(&mut line)? == 0 {
                 anyhow::ensure!(
                     !is_piped || self.num_failed == 0,
-                    "{} messages had no answer",
+                    "messages without an answer: {}",
                     self.num_failed
                 );
                 return Ok(());

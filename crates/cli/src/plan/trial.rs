@@ -163,7 +163,7 @@ impl<'a> Bench<'a> {
         // As many for each instance that they are for.
         let share = if part == Part::Whole { deployment.instances.len() } else { 1 };
         let num_requests = match recipe.num_requests {
-            Some(count) => count * share,
+            Some(count) => count.saturating_mul(share),
             None => ((rate * SECONDS) as usize).clamp(NUM_PROMPTS * share, MOST_PROMPTS * share),
         };
         recipe.num_requests = Some(num_requests);

@@ -57,8 +57,15 @@ impl FromRequest<AppState> for Body {
         }
         let declared = request.body().size_hint().upper();
         let declared = declared.and_then(|bytes| usize::try_from(bytes).ok());
-        let room = state.long_bodies().room(declared.unwrap_or(MAX_BODY_BYTES)).await;
+        if declared.is_some_and(|bytes| bytes > MAX_BODY_BYTES) {
+            return Err(ApiError::TooLarge { limit: MAX_BODY_BYTES });
+        }
         let limit = state.config().limits.body_timeout;
+        let room = state.long_bodies().room(declared.unwrap_or(MAX_BODY_BYTES));
+        let room = timeout(limit, room).await.map_err(|_| ApiError::Overloaded {
+            message: "too many long bodies are on their way".to_owned(),
+            retry_after: limit,
+        })?;
         let bytes = timeout(limit, Bytes::from_request(request, state)).await;
         let bytes = bytes.map_err(|_| ApiError::TooSlow { limit })?.map_err(|e| rejection(&e))?;
         Ok(Self { bytes, room })
