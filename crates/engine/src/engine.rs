@@ -255,10 +255,8 @@ impl Engine {
 
     /// Ends a sequence that the model can't go on with; the others do.
     fn give_up(&mut self, id: SeqId) {
-        let Some(seq) = self.planner.abort(id) else { return };
+        let Some(seq) = self.planner.discard(id) else { return };
         tracing::warn!(seq = %id, "{UNSOUND}");
-        // Its KV may be unsound, and others would take it for theirs.
-        self.planner.reset_prefix_cache();
         self.let_go(&seq);
         self.take_back(id);
         if let Some(state) = self.seqs.remove(&id) {

@@ -272,12 +272,18 @@ fn a_token_that_the_model_does_not_know_fails_its_request_alone() {
 fn a_sequence_of_unsound_logits_fails_alone() {
     let fault = Some(Fault::Unsound(SeqId(1)));
     let mut replay = Replay::new(engine(MockConfig { pace: Pace::Virtual, ..mock(fault) }));
-    let streams: Vec<_> = (0..3).map(|i| replay.submit(greedy(vec![i, 2], 30))).collect();
-    while replay.step(Time::MAX) {}
-    let ends: Vec<_> = streams.into_iter().map(read).collect();
+    let mut run = || {
+        let streams: Vec<_> = (0..3).map(|i| replay.submit(greedy(vec![i; 40], 30))).collect();
+        while replay.step(Time::MAX) {}
+        streams.into_iter().map(read).collect::<Vec<_>>()
+    };
+    let ends = run();
     let error = ends[1].error.as_deref().expect("an error");
     assert!(error.contains("not a finite number"), "{error}");
     assert_eq!(ends.iter().map(|end| end.tokens.len()).collect::<Vec<_>>(), [30, 0, 30]);
+    // Nor does anybody get its KV.
+    let cached = |end: SeqOutput| end.finished.map(|end| end.num_cached_tokens);
+    assert_eq!(run().into_iter().map(cached).collect::<Vec<_>>(), [Some(32), Some(0), Some(32)]);
 }
 
 /// Keeps what it sees.

@@ -73,14 +73,14 @@ impl KvCacheManager {
     /// one must be computed for there to be logits.
     #[must_use]
     pub fn find_prefix(&mut self, table: &mut BlockTable, tokens: &[TokenId]) -> usize {
-        self.walk_prefix(table, tokens, |_, _| ()) * self.block_size
+        self.walk_prefix(table, tokens, |_| ()) * self.block_size
     }
 
     /// Returns the blocks that they are in.
     #[must_use]
     pub fn prefix_blocks(&mut self, table: &mut BlockTable, tokens: &[TokenId]) -> Vec<BlockId> {
         let mut blocks = Vec::new();
-        self.walk_prefix(table, tokens, |_, block| blocks.push(block));
+        self.walk_prefix(table, tokens, |block| blocks.push(block));
         blocks
     }
 
@@ -97,14 +97,8 @@ impl KvCacheManager {
         reserve: usize,
     ) -> Option<usize> {
         debug_assert!(table.blocks.is_empty(), "a started table grows by `allocate`");
-        let mut hits = Vec::new();
-        let mut num_revived = 0;
-        if share {
-            self.walk_prefix(table, tokens, |pool, block| {
-                num_revived += usize::from(pool.num_users(block) == 0);
-                hits.push(block);
-            });
-        }
+        let hits = if share { self.prefix_blocks(table, tokens) } else { Vec::new() };
+        let num_revived = hits.iter().filter(|&&block| self.num_users(block) == 0).count();
         let cached = hits.len() * self.block_size;
         let num_new = self.blocks_for(num_tokens(cached)).saturating_sub(hits.len());
         if self.pool.num_free() < num_revived + num_new + reserve {
@@ -174,10 +168,14 @@ impl KvCacheManager {
         self.pool.num_users(block) as usize
     }
 
-    /// Forgets every prefix: from now on nothing that was computed before is found.
-    pub fn reset_prefix_cache(&mut self) {
-        if let Some(prefixes) = &mut self.prefixes {
-            prefixes.clear();
+    /// Forgets what is cached of `tokens`, whoever holds the blocks.
+    pub fn forget(&mut self, table: &mut BlockTable, tokens: &[TokenId]) {
+        let Some(prefixes) = &mut self.prefixes else { return };
+        for (index, block_tokens) in tokens.chunks_exact(self.block_size).enumerate() {
+            let (parent, hash) = hash_of(prefixes, table, index, block_tokens);
+            if let Some(block) = prefixes.find(hash, parent, block_tokens) {
+                prefixes.remove(block);
+            }
         }
     }
 
@@ -210,14 +208,14 @@ impl KvCacheManager {
         &mut self,
         table: &mut BlockTable,
         tokens: &[TokenId],
-        mut visit: impl FnMut(&BlockPool, BlockId),
+        mut visit: impl FnMut(BlockId),
     ) -> usize {
         let Some(prefixes) = &mut self.prefixes else { return 0 };
         let most = tokens.len().saturating_sub(1) / self.block_size;
         for (index, block_tokens) in tokens.chunks_exact(self.block_size).take(most).enumerate() {
             let (parent, hash) = hash_of(prefixes, table, index, block_tokens);
             let Some(block) = prefixes.find(hash, parent, block_tokens) else { return index };
-            visit(&self.pool, block);
+            visit(block);
         }
         most
     }

@@ -113,11 +113,6 @@ impl PrefixIndex {
         self.entries[block.0 as usize].is_some()
     }
 
-    pub(crate) fn clear(&mut self) {
-        self.by_hash.clear();
-        self.entries.fill(None);
-    }
-
     fn holds(&self, block: BlockId, entry: Entry, tokens: &[TokenId]) -> bool {
         let start = block.0 as usize * self.block_size;
         self.entries[block.0 as usize] == Some(entry)

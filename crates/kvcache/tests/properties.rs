@@ -23,7 +23,10 @@ enum Op {
     Free {
         which: usize,
     },
-    Reset,
+    /// What is cached of its tokens is to be found no more.
+    Discard {
+        which: usize,
+    },
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -33,7 +36,7 @@ fn op() -> impl Strategy<Value = Op> {
         4 => start.prop_map(|(prompt, part, reserve)| Op::Start { prompt, part, reserve }),
         6 => (any::<usize>(), 0_u32..2).prop_map(|(which, token)| Op::Grow { which, token }),
         3 => any::<usize>().prop_map(|which| Op::Free { which }),
-        1 => Just(Op::Reset),
+        1 => any::<usize>().prop_map(|which| Op::Discard { which }),
     ]
 }
 
@@ -72,11 +75,13 @@ impl Model {
                 self.kv.free(&mut seq.table);
                 assert_eq!(seq.table.num_blocks(), 0);
             }
-            Op::Grow { .. } | Op::Free { .. } => {}
-            Op::Reset => {
-                self.kv.reset_prefix_cache();
-                self.index.clear();
+            Op::Discard { which } if !self.seqs.is_empty() => {
+                let mut seq = self.seqs.swap_remove(which % self.seqs.len());
+                self.kv.forget(&mut seq.table, &seq.tokens);
+                self.kv.free(&mut seq.table);
+                self.index.retain(|prefix, _| !seq.tokens.starts_with(prefix));
             }
+            Op::Grow { .. } | Op::Free { .. } | Op::Discard { .. } => {}
         }
         let tables = self.seqs.iter().map(|seq| &seq.table);
         self.kv.check_integrity(tables).expect("everything agrees");

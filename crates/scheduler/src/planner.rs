@@ -112,6 +112,14 @@ impl Planner {
         self.remove(id)
     }
 
+    /// Takes a sequence away whose KV may be unsound: nobody finds it in the prefix cache.
+    pub fn discard(&mut self, id: SeqId) -> Option<Sequence> {
+        let slot = self.state.queues.find(id)?;
+        let Entry { seq, table, .. } = self.state.queues.at_mut(slot);
+        self.state.kv.forget(table, &seq.tokens);
+        self.remove(id)
+    }
+
     fn remove(&mut self, id: SeqId) -> Option<Sequence> {
         let Entry { seq, table, .. } = self.state.queues.remove(id)?;
         self.free(&seq, table);
@@ -189,11 +197,6 @@ impl Planner {
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.state.queues.is_empty()
-    }
-
-    /// Forgets every cached prefix.
-    pub fn reset_prefix_cache(&mut self) {
-        self.state.kv.reset_prefix_cache();
     }
 
     /// Checks queues, tables and cache against each other; takes time in proportion to all of them.

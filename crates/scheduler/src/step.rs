@@ -215,7 +215,7 @@ impl<'a> Step<'a> {
             return 0;
         }
         let share = seq.reads_prefix_cache;
-        let prefix = if share { kv.prefix_blocks(table, &seq.tokens) } else { Vec::new() };
+        let mut prefix = if share { kv.prefix_blocks(table, &seq.tokens) } else { Vec::new() };
         let num_tokens = match admission {
             Admission::ThisChunk => {
                 let cached = prefix.len() * kv.block_size();
@@ -226,24 +226,31 @@ impl<'a> Step<'a> {
         let priority = seq.priority;
         let num_held = prefix.iter().filter(|&&block| kv.num_users(block) > 0).count();
         let needed = kv.blocks_for(num_tokens).saturating_sub(num_held);
-        // How many still hold a block once the victims are gone. What the waiting one shares is never free for anything else.
-        let mut users: HashMap<BlockId, usize> =
-            prefix.into_iter().map(|block| (block, usize::MAX)).collect();
+        prefix.sort_unstable();
         let num_seats = config.max_num_seqs.saturating_sub(self.state.num_active());
         let State { queues, kv, .. } = &*self.state;
         let mut num_blocks = kv.num_free_blocks();
-        let mut lower = queues.running.iter().rev().map(|&slot| queues.at(slot));
+        let lower = queues.running.iter().rev().map(|&slot| queues.at(slot));
+        let mut lower = lower.take_while(|entry| priority < entry.seq.priority);
+        // Most often it is plain that they would not do.
+        let most = lower.clone().map(|entry| entry.table.num_blocks()).sum::<usize>();
+        if needed > num_blocks + most {
+            return 0;
+        }
+        // How many still hold a block once the victims are gone. What the waiting one shares is never free for anything else.
+        let mut users: HashMap<BlockId, usize> = HashMap::new();
         for num_victims in 0..=queues.running.len() {
             let reserve =
                 if num_victims == queues.running.len() { 0 } else { self.state.watermark };
             if num_seats + num_victims > 0 && needed + reserve <= num_blocks {
                 return num_victims;
             }
-            let Some(victim) = lower.next().filter(|entry| priority < entry.seq.priority) else {
-                return 0;
-            };
+            let Some(victim) = lower.next() else { return 0 };
             for &block in victim.table.blocks() {
-                let left = users.entry(block).or_insert_with(|| kv.num_users(block));
+                let left = users.entry(block).or_insert_with(|| {
+                    let stays = prefix.binary_search(&block).is_ok();
+                    if stays { usize::MAX } else { kv.num_users(block) }
+                });
                 *left -= 1;
                 num_blocks += usize::from(*left == 0);
             }
